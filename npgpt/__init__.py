@@ -1,0 +1,23 @@
+"""npgpt: a GPT whose every derivative is written by hand in NumPy.
+
+The symbols, the same in every file
+    B  batch: sequences side by side       C  channels, the width of the stream (n_embd)
+    T  time: places in a sequence          H  attention heads (n_head), D channels each (head_dim)
+    V  vocabulary: different tokens        G  key/value heads (n_kv_head), R = H / G queries each
+    L  layers: the number of blocks        F  hidden channels of the MLP (n_hidden)
+
+    y, cache = layer_forward(x, w)         dy comes in, dx and dw go out:
+    dx, dw   = layer_backward(dy, cache)   dname is ∂loss/∂name, and has the shape of name
+
+Reading order
+    layers/        the lecture: linear, embedding, rmsnorm, rope, attention, swiglu, loss
+    model.py       the layers composed, and the composition read upwards
+    optim.py       what to do with a gradient: clipping, the schedule, AdamW
+    tokenizer/     text to numbers and back
+    data.py        numbers to batches
+    ../train.py    the loop that puts it together
+    sampling.py    one token after another, with a memory of keys and values
+    ../gradcheck/  why you may believe all of the above
+"""
+
+__version__ = "0.1.0"
