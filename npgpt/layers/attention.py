@@ -77,10 +77,10 @@ def attention_forward(q, k, v):
         raise ValueError(f"attention: v has shape {v.shape}, but k {k.shape} needs the same")
     scores = _scores(q, k)  # (B, G, R, T, S)
     peak = np.max(scores.real, axis=-1, keepdims=True)  # (B, G, R, T, 1)
-    lse = peak + np.log(np.sum(np.exp(scores - peak), axis=-1, keepdims=True))  # (B, G, R, T, 1)
-    probs = np.exp(scores - lse)  # (B, G, R, T, S)
-    y = _join_heads(probs @ _split_heads(v, G))  # (B, T, H, D)
-    return y, (q, k, v, y, lse)
+    weights = np.exp(scores - peak)  # (B, G, R, T, S), probs but for the denominator
+    total = np.sum(weights, axis=-1, keepdims=True)  # (B, G, R, T, 1), the denominator
+    y = _join_heads((weights @ _split_heads(v, G)) / total)  # (B, T, H, D), one division a row
+    return y, (q, k, v, y, peak + np.log(total))
 
 
 def attention_backward(dy, cache):
@@ -115,7 +115,8 @@ def _scores(q, k):
     place = np.arange(S, like=k)  # (S,)
     future = place > place[S - T :, None]  # (T, S)
     scores = query @ np.swapaxes(key, -1, -2)  # (B, G, R, T, S)
-    return np.where(future, -np.inf, scores)  # (B, G, R, T, S)
+    scores += np.where(future, -np.inf, 0.0).astype(scores.dtype)  # (B, G, R, T, S)
+    return scores
 
 
 def _split_heads(x, G):
