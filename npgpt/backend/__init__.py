@@ -1,0 +1,47 @@
+"""Where arrays live: NumPy on a CPU, CuPy on an NVIDIA GPU.
+
+The layers never ask. CuPy's arrays answer to NumPy's own functions, so the lecture text runs
+on whatever it is given; only where numbers enter the device and where they leave it does
+the program need to know, and both doors are here.
+"""
+
+import numpy as np
+
+from npgpt.errors import UserError
+
+BACKENDS = ("numpy", "cupy")
+
+
+def select_backend(name):
+    """Return the array module of a backend: its `asarray` is the door in.
+
+    Args:    name, "numpy" or "cupy".
+    Returns: the module numpy or cupy.
+    Raises:  UserError if the name is unknown, CuPy is not installed, or there is no GPU.
+    """
+    if name == "numpy":
+        return np
+    if name != "cupy":
+        raise UserError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    try:
+        import cupy
+    except ImportError:
+        raise UserError(
+            "--backend cupy needs CuPy, which is not installed: run "
+            'python -m pip install -e ".[cupy-cuda13]" (or cupy-cuda12), or use --backend numpy'
+        ) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UserError(
+            f"--backend cupy found no usable NVIDIA GPU ({error}): "
+            "check that nvidia-smi lists one, or use --backend numpy"
+        ) from None
+    if count == 0:
+        raise UserError("--backend cupy found no NVIDIA GPU: use --backend numpy")
+    return cupy
+
+
+def to_host(array):
+    """A NumPy array of the same numbers: the door out. A NumPy array comes back as it is."""
+    return array if isinstance(array, np.ndarray | np.generic) else array.get()

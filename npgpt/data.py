@@ -1,0 +1,169 @@
+"""Text to tokens, and tokens to batches.
+
+A text is a list of documents, with `<|endoftext|>` between them. Each document becomes its
+tokens and one end-of-text token; all of them in a row are the training data, one long
+array of ids. The model never sees where a batch was cut: it reads T tokens, and the target
+at each place is the token that follows.
+
+Batches are a pure function of (seed, step). Nothing is remembered between steps, so
+resuming at step 1200 gives the batch that step 1200 would have had, and k micro-batches of
+B rows are the rows of one batch of k·B.
+
+    One epoch cuts the array, from a random phase on, into windows of T + 1 tokens that
+    overlap by one (the last target of a window is the first input of the next), and goes
+    through them in a random order: every token is read once an epoch. The next epoch has
+    another phase and another order.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from npgpt.errors import UserError
+from npgpt.tokenizer import END_OF_TEXT
+
+TEXT_SUFFIXES = {"", ".txt", ".md", ".text"}
+
+
+def read_text(path):
+    """Read a UTF-8 text file, or all text files of a folder, sorted by name.
+
+    Args:    path of a file, or of a folder that is searched through.
+    Returns: the text; files of a folder are separate documents.
+    Raises:  UserError if there is nothing there, it is empty, or it is not UTF-8.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in TEXT_SUFFIXES)
+        if not files:
+            raise UserError(f"the folder {path} holds no text file (.txt or .md): give --data one")
+        return f"\n{END_OF_TEXT}\n".join(read_text(f) for f in files)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no text at {path}: give --data a file or a folder") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}; "
+            "convert it first, for instance with iconv -t utf-8"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{path} is empty: give --data a text to learn from")
+    return text.replace("\r\n", "\n")
+
+
+def split_documents(text):
+    """Cut a text at `<|endoftext|>`, strip each document, and drop the empty ones."""
+    return [d for d in (part.strip() for part in text.split(END_OF_TEXT)) if d]
+
+
+def split_validation(documents, fraction):
+    """Keep the last documents for validation; of a single document, its last part.
+
+    Args:    documents, a list of str; fraction of the characters to keep, in (0, 1).
+    Returns: (training documents, validation documents).
+    """
+    if len(documents) == 1:
+        cut = round(len(documents[0]) * (1.0 - fraction))
+        return [documents[0][:cut]], [documents[0][cut:]]
+    wanted, kept = fraction * sum(map(len, documents)), 0
+    for first in range(len(documents) - 1, 0, -1):
+        kept += len(documents[first])
+        if kept >= wanted:
+            break
+    return documents[:first], documents[first:]
+
+
+def encode_documents(documents, tokenizer, progress=None):
+    """Encode each document, followed by end-of-text if the tokenizer has such a token.
+
+    Args:    documents, an iterable of str; tokenizer; progress, called with 1 after each.
+    Returns: tokens (N,) uint16, or uint32 for a vocabulary of more than 65,536.
+    """
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    pieces = []
+    for document in documents:
+        pieces.append(np.array(tokenizer.encode(document) + end, dtype))
+        if progress is not None:
+            progress(1)
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+
+
+def save_tokens(path, tokens):
+    """Write a token array as .npy, under its final name only once it is whole."""
+    temporary = Path(path).with_suffix(f".tmp{os.getpid()}.npy")
+    np.save(temporary, tokens)
+    os.replace(temporary, path)
+
+
+def load_tokens(path, vocab_size):
+    """Map a token file into memory: pages are read when a batch needs them.
+
+    Args:    path of a .npy; vocab_size, which every id must be below.
+    Raises:  UserError if the file is missing or damaged, or an id is too large.
+    """
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the token file {path} cannot be read ({error}): start anew") from None
+    if tokens.size and int(tokens.max()) >= vocab_size:
+        raise UserError(
+            f"the token file {path} holds the id {int(tokens.max())}, but the vocabulary ends "
+            f"at {vocab_size - 1}: it was made with another tokenizer"
+        )
+    return tokens
+
+
+def tokens_sha256(tokens):
+    """A fingerprint of the data, so that a resumed run can tell that it is the same."""
+    return hashlib.sha256(np.ascontiguousarray(tokens).view(np.uint8)).hexdigest()
+
+
+def check_length(tokens, block_size, what):
+    """Refuse data too short to cut a single window from.
+
+    Raises:  UserError if there are fewer than block_size + 1 tokens.
+    """
+    if len(tokens) < block_size + 1:
+        raise UserError(
+            f"the {what} text has {len(tokens):,} tokens, but one context needs "
+            f"{block_size + 1:,}: give more text, or a smaller --block-size"
+        )
+
+
+def num_windows(tokens, block_size):
+    """How many windows an epoch has, whatever its phase: 1 or more."""
+    return max(1, (len(tokens) - block_size) // block_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_starts(num_tokens, block_size, windows, seed, epoch):
+    """Where the windows of an epoch begin, in the order of reading: (windows,)."""
+    rng = np.random.default_rng([seed, 1, epoch])
+    slack = num_tokens - 1 - windows * block_size  # how far the phase can move the first window
+    phase = int(rng.integers(0, min(slack, block_size - 1) + 1))
+    return phase + block_size * rng.permutation(windows)
+
+
+def get_batch(tokens, seed, step, batch_size, block_size):
+    """Cut the batch of a step from the data: a pure function of its arguments.
+
+    Args:    tokens (N,), N > block_size; seed; step, from 0; batch_size, all rows of the step;
+             block_size T.
+    Returns: ids, targets (batch_size, T) int64; targets are the ids one place later.
+    """
+    windows = num_windows(tokens, block_size)
+    rows = np.empty((batch_size, block_size + 1), np.int64)
+    for r in range(batch_size):
+        epoch, place = divmod(step * batch_size + r, windows)
+        start = _epoch_starts(len(tokens), block_size, windows, seed, epoch)[place]
+        rows[r] = tokens[start : start + block_size + 1]
+    return rows[:, :-1], rows[:, 1:]

@@ -1,0 +1,86 @@
+"""How good is the model? Its loss over text that it was not trained on.
+
+Every token but the first is predicted once, with at least half a context before it (or all
+that there is): windows of T tokens move on by T/2, and only their second half counts. A cut
+into T tokens side by side would ask for the first token of each window out of nothing,
+and the loss would say more about the cutting than about the model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgpt.backend import to_host
+from npgpt.layers import cross_entropy_forward
+from npgpt.model import forward
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss and what it means.
+
+    Attributes: loss, nats a token; num_tokens predicted; num_bytes of text they stand for.
+    """
+
+    loss: float
+    num_tokens: int
+    num_bytes: float
+
+    @property
+    def perplexity(self):
+        """The number of equally likely tokens that would be as surprising."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self):
+        """The loss in a unit that no tokenizer can change: bits for each byte of text."""
+        return self.loss * self.num_tokens / (math.log(2.0) * self.num_bytes)
+
+
+def evaluation_windows(num_tokens, block_size):
+    """Cut a text of num_tokens so that each token but the first is a counted target once.
+
+    Returns: a list of (start, stop, counted): the inputs are tokens[start:stop], the targets
+             the tokens one later, of which the last `counted` count.
+    """
+    stride = max(1, block_size // 2)
+    windows, done = [], 0  # done: how many targets, tokens 1 … done, have been counted
+    while done < num_tokens - 1:
+        new = min(block_size if done == 0 else stride, num_tokens - 1 - done)
+        stop = done + new
+        windows.append((max(0, stop - block_size), stop, new))
+        done = stop
+    return windows
+
+
+def evaluate(params, config, tokens, bytes_per_token, batch_size=16, max_tokens=None, xp=np):
+    """Mean loss over a text, every token with at least half a context before it.
+
+    Args:    params, config; tokens (N,), N ≥ 2; bytes_per_token of this text, for bits per
+             byte; batch_size, windows at a time; max_tokens, None for the whole text or how
+             much of its beginning; xp, the array module of the params.
+    Returns: Evaluation.
+    """
+    tokens = np.asarray(tokens[:max_tokens], np.int64)
+    windows = evaluation_windows(len(tokens), config.block_size)
+    total = 0.0
+    for shape, group in _same_shape(windows):
+        for i in range(0, len(group), batch_size):
+            part = group[i : i + batch_size]
+            ids = xp.asarray(np.stack([tokens[a:b] for a, b, _ in part]))  # (B, T)
+            targets = xp.asarray(np.stack([tokens[a + 1 : b + 1] for a, b, _ in part]))  # (B, T)
+            logits, _ = forward(params, ids, config)  # (B, T, V)
+            counted = shape[1]
+            loss, _ = cross_entropy_forward(logits[:, -counted:], targets[:, -counted:])
+            total += float(to_host(loss)) * counted * len(part)
+    n = len(tokens) - 1
+    return Evaluation(total / n, n, n * bytes_per_token)
+
+
+def _same_shape(windows):
+    """Group windows by (length, counted), so that each group can be stacked."""
+    groups = {}
+    for a, b, counted in windows:
+        groups.setdefault((b - a, counted), []).append((a, b, counted))
+    return groups.items()

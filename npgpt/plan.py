@@ -1,0 +1,91 @@
+"""What a run will cost, told before it runs: parameters, memory, disk and time."""
+
+import sys
+import time
+
+import numpy as np
+
+from npgpt.model import count_parameters, parameter_shapes
+
+
+def flops_per_token(config):
+    """Floating-point operations of a training step for each token, in the matrix products.
+
+    Each weight of a matrix costs one multiplication and one addition forward, and twice that
+    backward: 6. The two products of attention, q·k and p·v, cost 2·T·C each, and also triple.
+    A table that is only looked up costs nothing; as lm_head it does.
+
+    Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
+    """
+    decayed, _ = parameter_shapes(config)
+    weights = sum(int(np.prod(shape)) for shape in decayed.values())
+    if not config.tie:
+        weights -= config.vocab_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.block_size * config.n_embd
+
+
+def training_bytes(config, batch_size):
+    """Estimate the memory of a step in float32: what is kept, and the widest moment.
+
+    Args:    config; batch_size, rows at a time.
+    Returns: bytes.
+    """
+    C, F, V, T = config.n_embd, config.n_hidden, config.vocab_size, config.block_size
+    kv = config.n_kv_head * config.head_dim
+    state = 4 * count_parameters(config)  # weights, gradients, and AdamW's two means
+    cached = config.n_layer * (7 * C + 3 * kv + 3 * F) + 2 * C  # what block_forward keeps, a token
+    logits = 3 * V  # the logits, their softmax, and one temporary
+    square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
+    return 4 * (state + batch_size * T * (cached + max(logits, square)))
+
+
+def checkpoint_bytes(config, keep):
+    """Disk that checkpoints take: weights and two means, `keep` of them and one being written."""
+    return 3 * 4 * count_parameters(config) * (keep + 1)
+
+
+def measure_matmul_peak(size=1024, repeats=5):
+    """The processor's float32 matrix product at its best, in FLOP/s: what a step can't exceed."""
+    a = np.ones((size, size), np.float32)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory_bytes():
+    """The largest memory this process has had, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def human_bytes(n):
+    """1234567 → '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit in ("B", "kB") else f"{n:.1f} {unit}"
+        n /= 1000
+
+
+def human_count(n):
+    """38683136 → '38.7M'."""
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= factor:
+            return f"{n / factor:.1f}{unit}" if n < 100 * factor else f"{n / factor:.0f}{unit}"
+    return str(n)
+
+
+def human_time(seconds):
+    """161 → '2 min 41 s'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

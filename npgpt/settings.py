@@ -1,0 +1,105 @@
+"""Everything that decides how a run goes: the command line of train.py, field by field."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from npgpt.backend import BACKENDS
+from npgpt.cli import option
+from npgpt.errors import UserError
+from npgpt.presets import DEFAULT_PRESET, PRESETS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how a run goes. The defaults are the preset `storybook`."""
+
+    preset: str | None = option(None, "start from these settings", choices=tuple(PRESETS))
+    run: str | None = option(None, "name of the run, or its folder (default: runs/PRESET-NNN)")
+    resume: bool = option(False, "go on from the newest checkpoint of --run, or of the last run")
+    backend: str = option("numpy", "numpy on a CPU, cupy on an NVIDIA GPU", choices=BACKENDS)
+    seed: int = option(1, "decides the weights, the batches and the samples")
+
+    data: str | None = option("storybook", "storybook, or a text file or folder of yours")
+    valid: Path | None = option(None, "text to validate on (default: the end of --data)")
+    valid_fraction: float = option(0.05, "share of --data that is kept for validation")
+    words: int = option(1_000_000, "length of the storybook")
+
+    tokenizer: str = option("bpe", "bpe learns tokens, char takes characters", ("bpe", "char"))
+    vocab_size: int = option(1024, "tokens that bpe learns")
+    block_size: int = option(128, "context: how many tokens the model looks back")
+    n_layer: int = option(4, "blocks")
+    n_head: int = option(4, "attention heads")
+    n_kv_head: int | None = option(None, "key/value heads (default: as many as n_head)")
+    n_embd: int = option(128, "channels of the residual stream")
+    n_hidden: int = option(384, "hidden channels of the MLP")
+    tie: bool = option(True, "one table for the embedding and the output")
+
+    batch_size: int = option(16, "rows that go through the model at a time")
+    accumulate: int = option(1, "batches whose gradients are added up before a step")
+    steps: int = option(800, "optimizer steps")
+    lr: float = option(3e-3, "largest learning rate")
+    min_lr: float = option(3e-4, "learning rate at the end")
+    warmup_steps: int = option(50, "steps of linear growth to --lr")
+    beta1: float = option(0.9, "AdamW: memory of the gradient")
+    beta2: float = option(0.95, "AdamW: memory of its square")
+    weight_decay: float = option(0.1, "AdamW: pull of matrices to zero")
+    clip: float = option(1.0, "largest norm of the gradient, 0 for no limit")
+
+    log_every: int = option(20, "steps between log lines")
+    eval_every: int = option(100, "steps between validations")
+    eval_tokens: int = option(16_384, "tokens of a validation; the last one reads all")
+    sample_every: int = option(200, "steps between samples, 0 for none")
+    sample_tokens: int = option(120, "length of a sample")
+    save_every: int = option(200, "steps between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+
+    def __post_init__(self):
+        for name in (
+            "words", "block_size", "batch_size", "accumulate", "steps", "log_every", "eval_every",
+            "eval_tokens", "sample_tokens", "save_every", "keep",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"{dashed(name)} is {getattr(self, name)}, but it must be 1 or more"
+                )
+        for name in ("warmup_steps", "weight_decay", "clip", "sample_every", "min_lr", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"{dashed(name)} is {getattr(self, name)}, but it can not be negative"
+                )
+        if not self.lr > 0:
+            raise UserError(f"--lr is {self.lr}, but a learning rate must be above 0")
+        if self.min_lr > self.lr:
+            raise UserError(
+                f"--min-lr {self.min_lr} is above --lr {self.lr}: the schedule only falls"
+            )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"{dashed(name)} is {getattr(self, name)}, but it must be in [0, 1)"
+                )
+        if not 0 < self.valid_fraction < 1:
+            raise UserError(f"--valid-fraction is {self.valid_fraction}, but it must be in (0, 1)")
+
+
+def dashed(name):
+    """A setting's name as it is typed: block_size → --block-size."""
+    return "--" + name.replace("_", "-")
+
+
+# What may change when a run goes on: nothing that decides the weights, except where it ends.
+FREE_ON_RESUME = {
+    "run", "resume", "backend", "steps", "log_every", "eval_every", "eval_tokens", "sample_every",
+    "sample_tokens", "save_every", "keep",
+}  # fmt: skip
+
+
+def with_preset(settings, given):
+    """Put the preset under what was given: the command line wins over the preset.
+
+    Args:    settings; given, the names of the fields that the command line named.
+    Returns: Settings, its preset named.
+    """
+    preset = settings.preset or DEFAULT_PRESET[settings.backend]
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in given}
+    return replace(Settings(**{**PRESETS[preset], **values}), preset=preset)

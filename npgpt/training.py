@@ -1,0 +1,263 @@
+"""A run: everything that train.py's loop works on, made anew or brought back from a checkpoint."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from npgpt import plan
+from npgpt.backend import to_host
+from npgpt.checkpoint import save_checkpoint, write_atomic
+from npgpt.data import (
+    check_length,
+    encode_documents,
+    load_tokens,
+    read_text,
+    save_tokens,
+    split_documents,
+    split_validation,
+    tokens_sha256,
+)
+from npgpt.errors import UserError
+from npgpt.evaluate import evaluate
+from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
+from npgpt.optim import AdamW
+from npgpt.runs import find_run, load_run, new_run_dir
+from npgpt.sampling import generate, sample_rngs
+from npgpt.settings import FREE_ON_RESUME, Settings, dashed
+from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, load_tokenizer
+
+
+@dataclass
+class Run:
+    """One training run; `new_run` and `resumed_run` make it."""
+
+    dir: Path
+    settings: Settings
+    config: GPTConfig
+    tokenizer: object
+    train_tokens: np.ndarray  # (N,)
+    valid_tokens: np.ndarray  # (M,)
+    bytes_per_token: float  # of the validation text
+    floor: float | None  # nats a token under the true source, where it is known
+    params: Parameters
+    grads: Parameters
+    optimizer: AdamW
+    xp: object  # the array module, numpy or cupy
+    step: int = 0  # optimizer steps taken
+    saved: int = -1  # the step of the newest checkpoint
+    seconds: float = 0.0  # spent in steps so far
+    valid_loss: float | None = None  # the last one measured
+
+    def validate(self, log, max_tokens=None):
+        """Measure the loss over the validation text, or over its beginning, and log it."""
+        result = evaluate(
+            self.params, self.config, self.valid_tokens, self.bytes_per_token,
+            batch_size=self.settings.batch_size, max_tokens=max_tokens, xp=self.xp,
+        )  # fmt: skip
+        self.valid_loss = result.loss
+        log.record(
+            step=self.step, valid_loss=result.loss, perplexity=result.perplexity,
+            bits_per_byte=result.bits_per_byte, valid_tokens=result.num_tokens,
+            floor=self.floor, title=self.title(),
+        )  # fmt: skip
+        floor = "" if self.floor is None else f", {self.floor:.3f} is the floor"
+        log.say(
+            f"validation at step {self.step}: {result.loss:.4f} nats a token{floor}; "
+            f"perplexity {result.perplexity:.2f}, {result.bits_per_byte:.3f} bits per byte"
+        )
+
+    def write_sample(self, log):
+        """Let the model write: shown, and kept in samples.txt."""
+        s = self.settings
+        end = self.tokenizer.end_of_text
+        first = int(self.train_tokens[0]) if end is None else end  # a document begins after an end
+        ids = generate(
+            self.params, self.config, np.array([[first]]), s.sample_tokens,
+            sample_rngs(s.seed, [self.step]), temperature=0.8, end_of_text=end,
+        )  # fmt: skip
+        ids = [int(i[0]) for i in ids]
+        text = self.tokenizer.decode([i for i in ids if i != end]).strip()
+        log.say(f"sample at step {self.step}:\n    {text}\n")
+        with open(self.dir / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"--- step {self.step}\n{text}\n\n")
+
+    def save(self):
+        """Save all that the run needs to go on bit for bit, unless this step is saved already."""
+        if self.saved == self.step:
+            return
+        state = {
+            "settings": _plain(self.settings),
+            "config": asdict(self.config),
+            "optimizer_step": self.optimizer.step,
+            # Batches and samples are pure functions of these two; no other random state exists.
+            "random": {"seed": self.settings.seed, "step": self.step},
+            "data_sha256": tokens_sha256(self.train_tokens),
+            "bytes_per_token": self.bytes_per_token,
+            "floor": self.floor,
+            "seconds": self.seconds,
+            "valid_loss": self.valid_loss,
+        }
+        arrays = {
+            "model": {name: to_host(w) for name, w in self.params.items()},
+            "optimizer": {"m": to_host(self.optimizer.m), "v": to_host(self.optimizer.v)},
+        }
+        folder = self.dir / "tokenizer"
+        files = {f"tokenizer/{f.name}": f.read_bytes() for f in sorted(folder.iterdir())}
+        save_checkpoint(self.dir, self.step, arrays, state, files, self.settings.keep)
+        self.saved = self.step
+
+    def title(self):
+        c = self.config
+        return (
+            f"{self.dir.name}: {plan.human_count(count_parameters(c))} parameters, "
+            f"{c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
+        )
+
+
+def new_run(settings, xp):
+    """Read the data, learn the tokens, draw the weights.
+
+    Args:    settings, its preset applied; xp, numpy or cupy.
+    Raises:  UserError for data or settings that don't fit, before anything is written.
+    """
+    s = settings
+    run_dir = new_run_dir(s.run, s.preset)
+    print(
+        f"reading the {'storybook' if s.data == 'storybook' else f'text {s.data}'} ...", flush=True
+    )
+    training, validation, nats = load_documents(s)
+    print(f"learning the {'tokens' if s.tokenizer == 'bpe' else 'characters'} ...", flush=True)
+    if s.tokenizer == "bpe":
+        tokenizer = BPETokenizer.train(training, s.vocab_size)
+    else:
+        end = (END_OF_TEXT,) if len(training) > 1 else ()
+        tokenizer = CharTokenizer.train([*training, *validation], special_tokens=end)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, block_size=s.block_size, n_layer=s.n_layer,
+        n_head=s.n_head, n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
+    )  # fmt: skip
+    train_tokens = encode_documents(training, tokenizer)
+    valid_tokens = encode_documents(validation, tokenizer)
+    check_length(train_tokens, s.block_size, "training")
+    check_length(valid_tokens, 1, "validation")
+
+    tokens_dir = run_dir / "tokens"
+    write_atomic(run_dir / "settings.json", json.dumps(_plain(s), indent=1).encode())
+    tokenizer.save(run_dir / "tokenizer")
+    tokens_dir.mkdir(exist_ok=True)
+    save_tokens(tokens_dir / "train.npy", train_tokens)
+    save_tokens(tokens_dir / "valid.npy", valid_tokens)
+    params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
+    return Run(
+        dir=run_dir, settings=s, config=config, tokenizer=tokenizer,
+        train_tokens=load_tokens(tokens_dir / "train.npy", config.vocab_size),
+        valid_tokens=load_tokens(tokens_dir / "valid.npy", config.vocab_size),
+        bytes_per_token=sum(len(d.encode()) for d in validation) / len(valid_tokens),
+        floor=None if nats is None else nats / len(valid_tokens),
+        params=params, grads=params.zeros_like(), optimizer=_new_optimizer(params, s), xp=xp,
+    )  # fmt: skip
+
+
+def resumed_run(settings, given, xp):
+    """Bring back the newest whole checkpoint of a run.
+
+    Args:    settings and given, the names on the command line; xp, numpy or cupy.
+    Raises:  UserError if there is none, or a setting that decides the weights was changed.
+    """
+    run_dir = find_run(settings.run)
+    checkpoint = load_run(run_dir)
+    state = checkpoint.state
+    saved = dict(state["settings"])
+    for name in sorted(given - FREE_ON_RESUME):
+        wanted = _plain(settings)[name]
+        if wanted != saved[name]:
+            raise UserError(
+                f"{run_dir} was trained with {dashed(name)} {saved[name]}, not {wanted}: "
+                "leave it out to resume, or start a new run with it"
+            )
+    changed = {name: getattr(settings, name) for name in given & FREE_ON_RESUME}
+    s = replace(settings, **{**saved, **changed, "run": str(run_dir), "resume": True})
+    if checkpoint.step >= s.steps:
+        raise UserError(
+            f"{run_dir} has finished its {checkpoint.step} steps: give more with --steps, "
+            f"or hear it with python generate.py --run {run_dir}"
+        )
+    config = GPTConfig(**state["config"])
+    train_tokens = load_tokens(run_dir / "tokens" / "train.npy", config.vocab_size)
+    if tokens_sha256(train_tokens) != state["data_sha256"]:
+        raise UserError(f"{run_dir / 'tokens'} has changed since the checkpoint: start a new run")
+
+    params = restored_parameters(checkpoint, xp)
+    optimizer = _new_optimizer(params, s)
+    optimizer.m[...] = xp.asarray(checkpoint.arrays["optimizer"]["m"])
+    optimizer.v[...] = xp.asarray(checkpoint.arrays["optimizer"]["v"])
+    optimizer.step = state["optimizer_step"]
+    return Run(
+        dir=run_dir, settings=s, config=config,
+        tokenizer=load_tokenizer(checkpoint.path / "tokenizer"),
+        train_tokens=train_tokens,
+        valid_tokens=load_tokens(run_dir / "tokens" / "valid.npy", config.vocab_size),
+        bytes_per_token=state["bytes_per_token"], floor=state["floor"],
+        params=params, grads=params.zeros_like(), optimizer=optimizer, xp=xp,
+        step=checkpoint.step, saved=checkpoint.step,
+        seconds=state["seconds"], valid_loss=state["valid_loss"],
+    )  # fmt: skip
+
+
+def restored_parameters(checkpoint, xp=np):
+    """The parameters of a checkpoint, on the device of xp.
+
+    Raises:  UserError if its arrays are not those that its own configuration asks for.
+    """
+    config = GPTConfig(**checkpoint.state["config"])
+    params = Parameters(config, np.empty(count_parameters(config), np.float32))
+    arrays = checkpoint.arrays["model"]
+    for name, w in params.items():
+        if name not in arrays or arrays[name].shape != w.shape or len(arrays) != len(params):
+            found = arrays[name].shape if name in arrays else "nothing"
+            raise UserError(
+                f"{checkpoint.path} belongs to another configuration: its settings need "
+                f"{name} {w.shape}, and it holds {found}; choose another checkpoint"
+            )
+        w[...] = arrays[name]
+    return Parameters(config, xp.asarray(params.flat))
+
+
+def load_documents(settings):
+    """The texts of a run.
+
+    Returns: training documents; validation documents; the nats of the latter under the true
+             source, None where nobody knows them.
+    Raises:  UserError if there is no such text.
+    """
+    s = settings
+    if s.data is None:
+        raise UserError(
+            f"the preset {s.preset} needs a text: give it one with --data FILE, such as "
+            "TinyStoriesV2-GPT4-train.txt of the data set roneneldan/TinyStories on Hugging Face"
+        )
+    if s.data == "storybook":
+        from data import storybook  # a recipe of the repository, beside train.py
+
+        training = storybook.generate(s.words, seed=2 * s.seed)
+        valid_words = max(1, round(s.words * s.valid_fraction))
+        validation = storybook.generate(valid_words, seed=2 * s.seed + 1)
+        nats = sum(story.nats for story in validation)
+        return [t.text for t in training], [t.text for t in validation], nats
+    documents = split_documents(read_text(s.data))
+    if not documents:
+        raise UserError(f"{s.data} holds nothing but separators: give --data a text to learn from")
+    if s.valid is not None:
+        return documents, split_documents(read_text(s.valid)), None
+    return *split_validation(documents, s.valid_fraction), None
+
+
+def _new_optimizer(params, s):
+    return AdamW.for_parameters(params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay)
+
+
+def _plain(settings):
+    """Settings as JSON knows them: paths are strings."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
