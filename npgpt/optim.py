@@ -35,6 +35,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt.backend import to_host
+
 # AdamW reads and writes four arrays of all the parameters. It works through them in pieces
 # small enough that a piece stays in the processor's cache from the first line to the last.
 PIECE = 1 << 16
@@ -97,7 +99,7 @@ def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
 
 def gradient_norm(g):
     """√(Σ g²) over the flat gradient, summed in float64."""
-    return float(np.sqrt(np.sum(np.square(g), dtype=np.float64)))
+    return math.sqrt(to_host(np.sum(np.square(g), dtype=np.float64)))
 
 
 def clip_gradient(g, max_norm):

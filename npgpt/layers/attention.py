@@ -126,6 +126,6 @@ def _split_heads(x, G):
 
 
 def _join_heads(x):
-    """Undo _split_heads: (B, G, R, T, D) to (B, T, G·R, D), in one piece of memory."""
+    """Undo _split_heads: (B, G, R, T, D) to (B, T, G·R, D)."""
     B, G, R, T, D = x.shape
-    return np.ascontiguousarray(np.moveaxis(x, 3, 1)).reshape(B, T, G * R, D)
+    return np.moveaxis(x, 3, 1).reshape(B, T, G * R, D)
