@@ -109,13 +109,15 @@ def clip_gradient(g, max_norm):
     Returns: the norm before clipping: the number to watch in a training log.
     """
     norm = gradient_norm(g)
-    if 0.0 < max_norm < norm:
+    if 0.0 < max_norm < norm < math.inf:  # an infinite one stays as it is, to be seen
         g *= max_norm / (norm + 1e-6)  # 1e-6, as in torch: the result is never too long
     return norm
 
 
 def cosine_schedule(step, warmup_steps, total_steps, max_lr, min_lr):
-    """The learning rate of a step, the first of which is 0. It never leaves (0, max_lr].
+    """The learning rate of a step, the first of which is 0.
+
+    It never leaves (0, max_lr], and after the warm-up never [min_lr, max_lr].
 
     Args:    step ≥ 0; warmup_steps, of linear growth; total_steps, when min_lr is reached;
              max_lr, min_lr.
@@ -126,4 +128,5 @@ def cosine_schedule(step, warmup_steps, total_steps, max_lr, min_lr):
     if step >= total_steps:  # 2. past the end: the cosine would turn and rise again
         return min_lr
     progress = (step - warmup_steps) / (total_steps - warmup_steps)  # 3. in [0, 1)
-    return min_lr + (max_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    fallen = 0.5 * (1.0 - math.cos(math.pi * progress))  # 0 at first, so max_lr is met exactly
+    return max(min_lr, max_lr - (max_lr - min_lr) * fallen)  # and rounding stays above min_lr

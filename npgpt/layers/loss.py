@@ -14,6 +14,9 @@ Forward, for one row z of V logits and the target token t
     loss = −log(exp(z_t) / Σᵥ exp(zᵥ)) = lse − z_t
     L    = mean of loss over the N rows
 
+    Computed with m = max z taken off both, as log Σ exp(z − m) − (z_t − m): so nothing
+    overflows, and a model that is nearly certain does not lose its small loss to rounding.
+
 Backward: given dL, find dz = ∂L/∂z
     The term −z_t gives −1 at v = t and 0 elsewhere. The other term is
         ∂lse/∂zᵥ = exp(zᵥ) / Σᵤ exp(zᵤ) = pᵥ
@@ -53,9 +56,10 @@ def cross_entropy_forward(logits, targets):
     z = logits.reshape(-1, logits.shape[-1])  # (N, V)
     t = targets.reshape(-1, 1)  # (N, 1)
     peak = np.max(z.real, axis=-1, keepdims=True)  # (N, 1)
-    lse = peak + np.log(np.sum(np.exp(z - peak), axis=-1, keepdims=True))  # (N, 1)
-    loss = np.mean(lse - np.take_along_axis(z, t, axis=-1))  # ()
-    return loss, (logits, targets, lse)
+    below = z - peak  # (N, V), no exponent above 0, so nothing overflows
+    log_total = np.log(np.sum(np.exp(below), axis=-1, keepdims=True))  # (N, 1)
+    loss = np.mean(log_total - np.take_along_axis(below, t, axis=-1))  # ()
+    return loss, (logits, targets, peak + log_total)
 
 
 def cross_entropy_backward(dloss, cache):
