@@ -1,0 +1,1 @@
+"""Where the text comes from: one recipe a file, the storybook first because it needs no network."""
