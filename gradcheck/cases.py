@@ -1,0 +1,493 @@
+"""What is checked: one table, a row a case.
+
+Gradient checks, dtype and purity checks, mutants, kernels and parity with other frameworks
+all walk over this table. So a new layer is a few new rows at the end of this file, and
+nothing else.
+
+A row is written where something can go wrong: one token, an odd number of channels, inputs so
+small that eps counts or so large that exp overflows, a token that occurs twice and one that
+never does, heads that share keys, queries that begin in the middle of the text. Shapes are
+small, since the witnesses run the forward once or more for every number of every input. Each
+layer also has a row that is wider, for the directional check alone: still narrow enough that
+BLAS does not start its threads, which would take longer than the work.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from npgpt import model
+from npgpt.layers import (
+    attention_backward,
+    attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding_backward,
+    embedding_forward,
+    linear_backward,
+    linear_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+    rope_backward,
+    rope_forward,
+    rope_table,
+    swiglu_backward,
+    swiglu_forward,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a pair of functions, and inputs on which to try them.
+
+    Attributes:
+        layer       which layer it belongs to, as in `python -m gradcheck --layer rmsnorm`
+        name        what is special about its inputs; no other row of the layer has the same
+        note        what the row is for: the fault that it would show
+        forward     y, cache = forward(**inputs); y is an array, a scalar, or a tuple of arrays
+        backward    gradients = backward(dy, cache): one array, or a tuple in the order of
+                    `gradients`; dy is like y, and a Python float where y is a scalar
+        make        from a random generator to the inputs, a dict by the forward's own names:
+                    float64 arrays, integer arrays, and whatever else the forward takes
+        gradients   the names of the inputs that have a gradient, as backward returns them
+        zero        those of them whose gradient is zero for a reason, which the note tells
+        reach       over which part of an input's size the layer changes its ways: 1, unless the
+                    row is about numbers much larger than the differences that matter
+        entrywise   False if there are too many numbers to move them one at a time: then only
+                    the directional check is made
+    """
+
+    layer: str
+    name: str
+    note: str
+    forward: Callable
+    backward: Callable
+    make: Callable
+    gradients: tuple
+    zero: tuple = ()
+    reach: float = 1.0
+    entrywise: bool = True
+
+    def rng(self, purpose):
+        """A random generator of this row's own, so that a new row changes no other."""
+        return np.random.default_rng(zlib.crc32(f"{self.layer}/{self.name}/{purpose}".encode()))
+
+    def inputs(self, dtype=np.float64):
+        """The inputs, the same at every call; arrays of floats in the given dtype."""
+        made = self.make(self.rng("inputs"))
+        return {
+            name: z.astype(dtype) if isinstance(z, np.ndarray) and z.dtype.kind == "f" else z
+            for name, z in made.items()
+        }
+
+    def upstream(self, y):
+        """A random dy for the output y, in its dtype and shape; never ones."""
+        rng = self.rng("dy")
+        if isinstance(y, tuple):
+            return tuple(rng.standard_normal(part.shape).astype(part.dtype) for part in y)
+        if np.ndim(y) == 0:
+            return float(rng.uniform(0.3, 0.8))  # far from 1, or who ignores it goes unseen
+        return rng.standard_normal(y.shape).astype(y.dtype)
+
+    def gradients_of(self, dy, cache):
+        """Call backward, and name what it returns: a dict from argument to gradient.
+
+        Raises: ValueError if it doesn't return one gradient for each name in `gradients`.
+        """
+        grads = self.backward(dy, cache)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        if len(grads) != len(self.gradients):
+            raise ValueError(
+                f"{self.layer}: backward returned {len(grads)} gradients, "
+                f"but {len(self.gradients)} inputs have one: {', '.join(self.gradients)}"
+            )
+        return dict(zip(self.gradients, grads))
+
+    def replace(self, **changes):
+        """The same row with another function in its place: a kernel, an exercise, a mutant."""
+        return replace(self, **changes)
+
+
+# Models have no plain pair of functions: these make one, so that a model is a row like any other.
+
+
+def heads_split_forward(qkv, config):
+    return model.split_qkv(qkv, config), None
+
+
+def heads_split_backward(dy, cache):
+    return model.join_qkv(*dy)
+
+
+def heads_join_forward(q, k, v, config):
+    return model.join_qkv(q, k, v), config
+
+
+def heads_join_backward(dy, cache):
+    return model.split_qkv(dy, cache)
+
+
+def block_forward(x, cos, sin, config, **params):
+    y, cache = model.block_forward(x, params, (cos, sin), config)
+    return y, (cache, params, config)
+
+
+def block_backward(dy, cache):
+    cache, params, config = cache
+    grads = {name: np.zeros_like(w) for name, w in params.items()}
+    # A dict of its own, as the model gives: what is put in place of a buffer is lost.
+    dx = model.block_backward(dy, cache, dict(grads), config)
+    return dx, *grads.values()
+
+
+def logits_forward(ids, config, **params):
+    params = _one_buffer(config, params)
+    logits, cache = model.forward(params, ids, config)
+    return logits, (cache, params, config)
+
+
+def logits_backward(dy, cache):
+    cache, params, config = cache
+    grads = params.zeros_like()
+    model.backward(dy, cache, grads, config)
+    return tuple(grads.values())
+
+
+def loss_forward(ids, targets, config, **params):
+    """The mean loss of one or more batches, as when gradients are accumulated.
+
+    ids and targets are (k, B, T): k batches, of which each has 1/k of the loss.
+    """
+    params = _one_buffer(config, params)
+    losses = []
+    for batch, target in zip(ids, targets):
+        logits, _ = model.forward(params, batch, config)
+        loss, _ = cross_entropy_forward(logits, target)
+        losses.append(loss)
+    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config)
+
+
+def loss_backward(dy, cache):
+    ids, targets, params, config = cache
+    grads = params.zeros_like()
+    for batch, target in zip(ids, targets):
+        model.loss_and_gradients(params, grads, batch, target, config, scale=dy / len(ids))
+    return tuple(grads.values())
+
+
+def _one_buffer(config, params):
+    """Parameters by name, put into one flat buffer as the model wants them."""
+    flat = np.concatenate([params[name].ravel() for name in _names(config)])
+    return model.Parameters(config, flat)
+
+
+def _names(config):
+    decayed, free = model.parameter_shapes(config)
+    return (*decayed, *free)
+
+
+# Factories of inputs: from a random generator to a dict.
+
+
+def normal(scale=1.0, **shapes):
+    """Arrays of random numbers of one scale, one for each name and shape."""
+    return lambda rng: {n: scale * rng.standard_normal(shape) for n, shape in shapes.items()}
+
+
+def tied(x, w):
+    """Linear's inputs with w as the transpose of a table: a view, not in order of memory."""
+    return lambda rng: {"x": rng.standard_normal(x), "w": rng.standard_normal(w[::-1]).T}
+
+
+def tokens(ids, V, C, used=None):
+    """Embedding's inputs: ids as listed, or drawn from the first `used` tokens for a shape."""
+
+    def make(rng):
+        some = np.array(ids) if used is None else rng.integers(0, used, ids)
+        return {"ids": some, "w": rng.standard_normal((V, C))}
+
+    return make
+
+
+def rows(shape, scale=1.0, unit_gain=False, zero_row=False, eps=1e-5):
+    """RMSNorm's inputs: x of a scale, and gains around 1."""
+
+    def make(rng):
+        x = scale * rng.standard_normal(shape)
+        if zero_row:
+            x[..., -1, :] = 0.0
+        w = 1.0 + (0.0 if unit_gain else 0.5) * rng.standard_normal(shape[-1:])
+        return {"x": x, "w": w, "eps": eps}
+
+    return make
+
+
+def turned(shape, start=0, theta=100.0):
+    """RoPE's inputs: x (B, T, H, D), and the tables from position `start` on."""
+
+    def make(rng):
+        x = rng.standard_normal(shape)
+        cos, sin = rope_table(start, start + shape[1], shape[3], theta, like=x)
+        return {"x": x, "cos": cos, "sin": sin}
+
+    return make
+
+
+def heads(B, T, H, D, G=None, S=None, scale=1.0, loud_future=False, shift=0.0):
+    """Attention's inputs: T queries for H heads, S places of keys and values for G heads."""
+
+    def make(rng):
+        q = scale * rng.standard_normal((B, T, H, D))
+        k = scale * rng.standard_normal((B, S or T, G or H, D))
+        if loud_future:  # each key is the more wanted, the later it stands
+            q, ramp = np.abs(q), np.arange(S or T)[:, None, None]
+            k = np.abs(k) * ramp
+        if shift:  # all scores of a query rise by about shift² / √D
+            q[..., 0] += shift
+            k[..., 0] = shift
+        return {"q": q, "k": k, "v": rng.standard_normal(k.shape)}
+
+    return make
+
+
+def gates(shape, scale=1.0, spread=None):
+    """SwiGLU's inputs; with `spread`, the gates run evenly from −spread to spread."""
+
+    def make(rng):
+        x, F = scale * rng.standard_normal(shape), shape[-1] // 2
+        if spread is not None:
+            x[..., :F] = np.linspace(-spread, spread, x[..., :F].size).reshape(x[..., :F].shape)
+        return {"x": x}
+
+    return make
+
+
+def guesses(shape, scale=1.0, shift=0.0, targets=None):
+    """The loss's inputs: logits of a shape, and random targets unless they are given."""
+
+    def make(rng):
+        logits = shift + scale * rng.standard_normal(shape)
+        drawn = rng.integers(0, shape[-1], shape[:-1])
+        return {"logits": logits, "targets": np.array(drawn if targets is None else targets)}
+
+    return make
+
+
+def tiny(**changes):
+    """The configuration of a model so small that every weight of it can be moved."""
+    shape = dict(
+        vocab_size=5, block_size=4, n_layer=2, n_head=2, n_embd=4, n_hidden=3, rope_theta=100.0
+    )
+    return model.GPTConfig(**{**shape, **changes})
+
+
+def weights(rng, config, prefix=""):
+    """Random parameters by name: matrices that keep the stream's size, and gains around 1."""
+    decayed, free = model.parameter_shapes(config)
+    drawn = {}
+    for name, shape in {**decayed, **free}.items():
+        z = rng.standard_normal(shape)
+        drawn[name] = 1.0 + 0.3 * z if len(shape) == 1 else z * shape[0] ** -0.5
+    return {n.removeprefix(prefix): w for n, w in drawn.items() if n.startswith(prefix)}
+
+
+def one_block(config, B, T, start=0):
+    """A block's inputs: the stream, the angles of its places, and every parameter."""
+
+    def make(rng):
+        x = rng.standard_normal((B, T, config.n_embd))
+        cos, sin = rope_table(start, start + T, config.head_dim, config.rope_theta, like=x)
+        params = weights(rng, config, "blocks.0.")
+        return {"x": x, "cos": cos, "sin": sin, "config": config, **params}
+
+    return make
+
+
+def whole_model(config, *shape, targets=True):
+    """A model's inputs: ids (and targets) of a shape, and every parameter."""
+
+    def make(rng):
+        given = {"ids": rng.integers(0, config.vocab_size, shape), "config": config}
+        if targets:
+            given["targets"] = rng.integers(0, config.vocab_size, shape)
+        return {**given, **weights(rng, config)}
+
+    return make
+
+
+# The table.
+
+
+def _linear(name, note, make, **more):
+    return Case("linear", name, note, linear_forward, linear_backward, make, ("x", "w"), **more)
+
+
+def _embedding(name, note, make, **more):
+    return Case(
+        "embedding", name, note, embedding_forward, embedding_backward, make, ("w",), **more
+    )
+
+
+def _rmsnorm(name, note, make, **more):
+    return Case("rmsnorm", name, note, rmsnorm_forward, rmsnorm_backward, make, ("x", "w"), **more)
+
+
+def _rope(name, note, make, **more):
+    return Case("rope", name, note, rope_forward, rope_backward, make, ("x",), **more)
+
+
+def _attention(name, note, make, **more):
+    qkv = ("q", "k", "v")
+    return Case("attention", name, note, attention_forward, attention_backward, make, qkv, **more)
+
+
+def _swiglu(name, note, make, **more):
+    return Case("swiglu", name, note, swiglu_forward, swiglu_backward, make, ("x",), **more)
+
+
+def _loss(name, note, make, **more):
+    functions = cross_entropy_forward, cross_entropy_backward
+    return Case("loss", name, note, *functions, make, ("logits",), **more)
+
+
+def _block(name, note, config, B, T, start=0, **more):
+    decayed, free = model.parameter_shapes(config)
+    names = [n.removeprefix("blocks.0.") for n in (*decayed, *free) if n.startswith("blocks.0.")]
+    make = one_block(config, B, T, start)
+    return Case("block", name, note, block_forward, block_backward, make, ("x", *names), **more)
+
+
+def _model(name, note, config, *shape, **more):
+    make = whole_model(config, *shape)
+    return Case("model", name, note, loss_forward, loss_backward, make, _names(config), **more)
+
+
+def _logits(name, note, config, *shape, **more):
+    make = whole_model(config, *shape, targets=False)
+    return Case("model", name, note, logits_forward, logits_backward, make, _names(config), **more)
+
+
+_GROUPED = tiny(n_head=3, n_kv_head=1, n_embd=6)
+
+CASES = (
+    _linear("a batch of sequences", "the ordinary case", normal(x=(2, 3, 5), w=(5, 4))),
+    _linear("square", "a transpose forgotten or made up has a shape that fits",
+            normal(x=(2, 3, 4), w=(4, 4))),
+    _linear("no batch", "x is a single row", normal(x=(3,), w=(3, 2))),
+    _linear("rows", "x is a matrix, and y has one channel", normal(x=(4, 3), w=(3, 1))),
+    _linear("one by one", "nothing to sum over", normal(x=(1, 1, 1), w=(1, 1))),
+    _linear("tied head", "w is a transposed view of a table", tied((2, 2, 3), (3, 5))),
+    _linear("large", "inputs of a hundred", normal(100.0, x=(2, 2, 3), w=(3, 2))),
+    _linear("wider", "too many numbers to move one by one", normal(x=(2, 12, 32), w=(32, 40)),
+            entrywise=False),
+
+    _embedding("repeated ids", "a token that occurs twice gets two gradients",
+               tokens([[1, 3, 1], [3, 3, 0]], V=5, C=2)),
+    _embedding("one token only", "all gradients go to one row", tokens([[2, 2, 2, 2]], V=3, C=3)),
+    _embedding("T = 1", "one place; all other rows get zero", tokens([[1]], V=3, C=3)),
+    _embedding("V = 1", "a vocabulary of one", tokens([[0, 0], [0, 0]], V=1, C=3)),
+    _embedding("no batch", "ids are a single sequence", tokens([2, 0, 2], V=4, C=1)),
+    _embedding("wider", "long texts repeat themselves", tokens((4, 64), V=97, C=32, used=90),
+               entrywise=False),
+
+    _rmsnorm("unit scale", "the ordinary case", rows((2, 3, 5))),
+    _rmsnorm("small x", "at x = 1e-2, x² is as small as eps: who forgets eps is seen",
+             rows((2, 2, 5), scale=1e-2)),
+    _rmsnorm("large x", "at x = 100, eps is nothing, and dx is small", rows((2, 2, 5), 100.0)),
+    _rmsnorm("unit gain", "as at the start of training", rows((2, 3, 4), unit_gain=True)),
+    _rmsnorm("a row of zeros", "only eps keeps it finite", rows((3, 4), 1e-2, zero_row=True)),
+    _rmsnorm("large eps", "eps in its proper place", rows((2, 2, 3), eps=0.5)),
+    _rmsnorm("T = 1, odd C", "one row", rows((1, 1, 7))),
+    _rmsnorm("C = 1", "x/|x| does not change: all of dx comes from eps", rows((3, 1), 1e-2)),
+    _rmsnorm("no batch", "x is a single row", rows((5,))),
+    _rmsnorm("wider", "too many numbers to move one by one", rows((4, 16, 96)),
+             entrywise=False),
+
+    _rope("from the start", "position 0 does not turn", turned((2, 3, 2, 4))),
+    _rope("from position 1000", "as when a text is continued", turned((1, 3, 2, 6), 1000)),
+    _rope("T = 1", "one token, some way in", turned((2, 1, 1, 4), 7)),
+    _rope("D = 2", "a single plane", turned((1, 4, 2, 2), 1)),
+    _rope("wider", "the usual wavelengths", turned((2, 32, 4, 32), theta=10_000.0),
+          entrywise=False),
+
+    _attention("every head its own", "the ordinary case, G = H", heads(2, 4, 2, 3)),
+    _attention("grouped heads", "the gradients of R queries add in one key, 1 < G < H",
+               heads(1, 3, 4, 2, G=2)),
+    _attention("one key head", "all queries share it, G = 1", heads(2, 3, 3, 2, G=1)),
+    _attention("T = 1", "a softmax of one is 1, whatever q and k are: dq = dk = 0",
+               heads(2, 1, 2, 3), zero=("q", "k")),
+    _attention("one query, a long past", "as when sampling: the query is the last of S places",
+               heads(2, 1, 4, 2, G=2, S=5)),
+    _attention("some queries, a past", "the queries are the last T of S places",
+               heads(1, 3, 2, 2, S=5)),
+    _attention("a loud future", "the masked scores are the largest: a leak would be heard",
+               heads(1, 4, 2, 3, loud_future=True)),
+    _attention("large scores", "the softmax is nearly a maximum", heads(1, 4, 2, 4, scale=3.0)),
+    _attention("D = 1", "one channel a head", heads(1, 3, 2, 1)),
+    _attention("beyond exp", "scores around 800: the softmax does not care, exp does",
+               heads(1, 3, 1, 4, shift=40.0), reach=0.02),
+    _attention("wider", "too many numbers to move one by one", heads(2, 24, 6, 16, G=2),
+               entrywise=False),
+
+    _swiglu("unit scale", "the ordinary case", gates((2, 3, 6))),
+    _swiglu("shut and open gates", "gates from −30 to 30: both ends of the sigmoid",
+            gates((2, 10), spread=30.0)),
+    _swiglu("where it bends", "gates from −5 to 5", gates((3, 8), spread=5.0)),
+    _swiglu("small x", "near 0, silu is x/2", gates((2, 2, 4), 1e-2)),
+    _swiglu("beyond exp", "gates to ±1000: exp(1000) overflows", gates((2, 8), spread=1000.0)),
+    _swiglu("F = 1", "one gate, one value", gates((1, 1, 2))),
+    _swiglu("no batch", "x is a single row", gates((6,))),
+    _swiglu("wider", "too many numbers to move one by one", gates((4, 16, 128)),
+            entrywise=False),
+
+    _loss("a batch of sequences", "the mean is over all B·T rows", guesses((2, 3, 5))),
+    _loss("rows", "logits are a matrix", guesses((4, 3))),
+    _loss("N = 1", "one row", guesses((1, 1, 4))),
+    _loss("no batch", "logits are a single row, and the target a single number", guesses((4,))),
+    _loss("V = 1", "the only token is certain: loss 0 and dlogits 0", guesses((2, 3, 1)),
+          zero=("logits",)),
+    _loss("first and last", "targets at both ends of the vocabulary",
+          guesses((1, 3, 4), targets=[[0, 3, 0]])),
+    _loss("large logits", "between −50 and 50: certain, and often wrong", guesses((2, 3, 4), 25.0)),
+    _loss("beyond exp", "logits around 800: the softmax does not care, exp does",
+          guesses((2, 2, 4), scale=4.0, shift=800.0), reach=0.02),
+    _loss("wider", "too many numbers to move one by one", guesses((4, 16, 97)),
+          entrywise=False),
+
+    Case("block", "split_qkv", "backward puts the heads together again",
+         heads_split_forward, heads_split_backward,
+         lambda rng: {"qkv": rng.standard_normal((2, 2, 10)), "config": _GROUPED}, ("qkv",)),
+    Case("block", "join_qkv", "backward splits the heads again",
+         heads_join_forward, heads_join_backward,
+         lambda rng: {**normal(q=(2, 2, 3, 2), k=(2, 2, 1, 2), v=(2, 2, 1, 2))(rng),
+                      "config": _GROUPED},
+         ("q", "k", "v")),
+    _block("every head its own", "the ordinary case, G = H", tiny(), 2, 3),
+    _block("grouped heads", "G = 1, and not at the start", _GROUPED, 1, 3, start=5),
+    _block("T = 1", "only the values carry a gradient through attention", tiny(), 1, 1),
+    _block("wider", "too many numbers to move one by one",
+           tiny(n_head=4, n_kv_head=2, n_embd=32, n_hidden=40), 1, 16, entrywise=False),
+
+    _model("tied", "the table's two gradients add", tiny(), 1, 2, 3),
+    _model("untied", "the table and the head each have their own", tiny(tie=False), 1, 2, 3),
+    _model("accumulated", "the gradients of two batches add up", tiny(n_layer=1), 2, 1, 3),
+    _logits("grouped heads, from the logits", "any dlogits, not only those of the loss",
+            tiny(n_head=3, n_kv_head=1, n_embd=6, n_layer=1), 2, 3),
+    _model("wider", "too many numbers to move one by one",
+           tiny(vocab_size=97, block_size=16, n_layer=3, n_head=6, n_kv_head=2, n_embd=24,
+                n_hidden=40), 2, 2, 12, entrywise=False),
+)  # fmt: skip
+
+LAYERS = tuple(dict.fromkeys(case.layer for case in CASES))
+
+
+def cases_of(layer):
+    """The rows of one layer.
+
+    Raises: ValueError if no row has this layer.
+    """
+    if layer not in LAYERS:
+        raise ValueError(f"there is no layer {layer!r}: choose one of {', '.join(LAYERS)}")
+    return tuple(case for case in CASES if case.layer == layer)

@@ -1,0 +1,445 @@
+"""Who checks the checkers? Faults, written by hand, each of which must be seen.
+
+A check that never fails proves nothing. So each mutant below changes one function of the program
+as a tired person might: a term is dropped, a sign turned, an axis mistaken, `=` written for
+`+=`. Every check runs again on the faulty program, the very same checks that the true program
+passes, and at least one must fail. A mutant that survives is a hole in the checks.
+
+The faults are silent ones: the shapes fit, nothing is raised, and a loss would still fall.
+Some of them have been in programs that people trained with: the finite mask, 1e-10 for −1e10, the
+mean without its 1/N, the tied table's lost gradient, `+=` on repeated ids, the schedule that
+runs past its end, the decay after the step.
+
+A mutant is written as a change of the function's own text: what stands there, and what stands
+there instead. Run with --verbose, it prints as a diff. The text to be replaced must occur exactly
+once, so when a layer is rewritten its mutants can't go stale in silence.
+
+Most faults are in the derivative, and the witnesses see them. Some are in the forward, and the
+backward follows faithfully: then every derivative is right, and a property must tell. These
+say derivative=False, and a test holds them to it.
+"""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradcheck.cases import LAYERS, cases_of
+from gradcheck.numerical import check, measure
+from gradcheck.properties import OF_EVERY_ROW, PROPERTIES
+
+WITNESSES = ("central", "complex", "directional")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        layer       whose checks it must not pass; "block" and "model" share theirs
+        what        one sentence: what is wrong
+        where       the function: "module:function", below npgpt
+        edits       pairs (what stands there, what stands there instead)
+        derivative  False if no witness can see it: the backward follows the faulty forward, or
+                    the numbers are right and something else is wrong
+    """
+
+    layer: str
+    what: str
+    where: str
+    edits: tuple
+    derivative: bool = True
+
+    @property
+    def name(self):
+        return self.where.split(":")[1]
+
+    @property
+    def _home(self):
+        """What holds the function (its module or class), its name there, and its module."""
+        module, path = self.where.split(":")
+        home = module = importlib.import_module(f"npgpt.{module}")
+        *outer, name = path.split(".")
+        for part in outer:
+            home = getattr(home, part)
+        return home, name, module
+
+    @property
+    def original(self):
+        home, name, _ = self._home
+        return getattr(home, name)
+
+    def _texts(self):
+        """The function's text, before and after; decorators are left out."""
+        before = textwrap.dedent(inspect.getsource(self.original))
+        before = before[before.index("def ") :]
+        after = before
+        for old, new in self.edits:
+            if after.count(old) != 1:
+                raise ValueError(
+                    f"mutant {self.what!r}: {old!r} occurs {after.count(old)} times in "
+                    f"{self.where}, but must occur once"
+                )
+            after = after.replace(old, new)
+        return before, after
+
+    def faulty(self):
+        """The faulty function, which lives in the true one's module and sees what it sees."""
+        _, name, module = self._home
+        made = {}
+        exec(compile(self._texts()[1], f"<mutant of {self.where}>", "exec"), vars(module), made)
+        return made[name]
+
+    def diff(self):
+        """The fault as lines with − and +."""
+        before, after = (text.splitlines() for text in self._texts())
+        lines = difflib.unified_diff(before, after, n=0, lineterm="")
+        return [line for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@"]
+
+
+@contextlib.contextmanager
+def planted(mutant):
+    """Put a mutant in the place of the true function, everywhere in the program, for a while.
+
+    Returns: a function that gives the faulty function for the true one, and any other for itself.
+    """
+    true, faulty = mutant.original, mutant.faulty()
+    home, name, _ = mutant._home
+    places = [(home, name)]
+    for path, module in list(sys.modules.items()):
+        if path.split(".")[0] == "npgpt":
+            places += [(module, n) for n, value in vars(module).items() if value is true]
+    for place, n in places:
+        setattr(place, n, faulty)
+    try:
+        yield lambda function: faulty if function is true else function
+    finally:
+        for place, n in places:
+            setattr(place, n, true)
+
+
+@dataclass
+class Verdict:
+    """What became of a mutant.
+
+    Attributes: killers, a dict from each check that saw it to the first row (or reason) that
+    showed it; raised, the exceptions on the way, which count for nothing.
+    """
+
+    mutant: Mutant
+    killers: dict = field(default_factory=dict)
+    raised: list = field(default_factory=list)
+
+    @property
+    def killed(self):
+        return bool(self.killers)
+
+
+def checks_of(layer):
+    """The rows and the properties that a mutant of this layer must face."""
+    layers = ("block", "model") if layer in ("block", "model") else (layer,)
+    rows = [case for name in layers if name in LAYERS for case in cases_of(name)]
+    return rows, [p for p in PROPERTIES if p.layer in layers]
+
+
+def trial(mutant, testimonies=None):
+    """Run all checks of the mutant's layer with the mutant in place.
+
+    Args:    mutant; testimonies, a dict that keeps what the witnesses measured of the true
+             forwards between one trial and the next: a faulty backward doesn't change it.
+    Returns: a Verdict.
+    """
+    verdict, testimonies = Verdict(mutant), {} if testimonies is None else testimonies
+    rows, properties = checks_of(mutant.layer)
+    backward_only = mutant.name.endswith("_backward") or mutant.name == "backward"
+    if backward_only:
+        for case in rows:
+            if case not in testimonies:
+                testimonies[case] = measure(case)
+    with planted(mutant) as swap, np.errstate(all="ignore"):
+        for row in rows:
+            case = row.replace(forward=swap(row.forward), backward=swap(row.backward))
+            with _keeping(verdict.raised):
+                for name in check(case, testimonies[row] if backward_only else None).seen_by():
+                    verdict.killers.setdefault(name, row.name)
+            for name, prop in OF_EVERY_ROW.items():
+                with _keeping(verdict.raised):
+                    if reason := prop(case):
+                        verdict.killers.setdefault(name, reason)
+        for prop in properties:
+            with _keeping(verdict.raised):
+                if reason := prop.run():
+                    verdict.killers.setdefault(prop.name, reason)
+    return verdict
+
+
+@contextlib.contextmanager
+def _keeping(raised):
+    """Note an exception and go on."""
+    try:
+        yield
+    except Exception as error:
+        raised.append(f"{type(error).__name__}: {error}")
+
+
+LINEAR = "layers.linear:linear_backward"
+EMBEDDING = "layers.embedding:embedding_backward"
+RMSNORM = "layers.rmsnorm:rmsnorm_backward"
+ROPE = "layers.rope:rope_backward"
+ATTENTION = "layers.attention:attention_backward"
+SCORES = "layers.attention:_scores"
+SWIGLU = "layers.swiglu:swiglu_backward"
+LOSS = "layers.loss:cross_entropy_backward"
+BLOCK = "model:block_backward"
+BACKWARD = "model:backward"
+STEP = "model:loss_and_gradients"
+ADAMW = "optim:adamw_update"
+SCHEDULE = "optim:cosine_schedule"
+
+
+def _fault(layer, where, what, *edits, derivative=True):
+    return Mutant(layer, what, where, edits, derivative)
+
+
+def _follows(layer, where, what, *edits):
+    """A fault in the forward that the backward follows faithfully."""
+    return Mutant(layer, what, where, edits, derivative=False)
+
+
+MUTANTS = (
+    # linear
+    _fault("linear", LINEAR, "The transpose of w is only a reshape: the shape fits.",
+           ("drows @ w.T", "drows @ w.reshape(w.shape[::-1])")),
+    _fault("linear", LINEAR, "dw is made the wrong way round, then reshaped until it fits.",
+           ("rows.T @ drows", "(drows.T @ rows).reshape(w.shape)")),
+    _fault("linear", LINEAR, "dw is the mean over the rows, but w's gradients add.",
+           ("rows.T @ drows", "rows.T @ drows / rows.shape[0]")),
+    _fault("linear", LINEAR, "dw takes the last row only, as if `=` stood for `+=` in a loop.",
+           ("rows.T @ drows", "rows[-1:].T @ drows[-1:]")),
+    _fault("linear", LINEAR, "dx has the wrong sign.",
+           ("(drows @ w.T)", "(-drows @ w.T)")),
+    _fault("linear", "layers.linear:linear_forward", "x is cached in float32, to save memory.",
+           ("return y, (x, w)", "return y, (x.real.astype('float32'), w)")),
+    # embedding
+    _fault("embedding", EMBEDDING, "`+=` on an index: of a repeated token, only the last counts.",
+           ("np.add.at(dw, ids, dx)", "dw[ids] += dx")),
+    _fault("embedding", EMBEDDING, "`=` for `+=`.",
+           ("np.add.at(dw, ids, dx)", "dw[ids] = dx")),
+    _fault("embedding", EMBEDDING, "dw begins as the table itself, not as zeros.",
+           ("np.zeros_like(w)", "w.copy()")),
+    _fault("embedding", EMBEDDING, "Only the first sequence of the batch is added.",
+           ("np.add.at(dw, ids, dx)", "np.add.at(dw, ids[:1], dx[:1])")),
+    _fault("embedding", EMBEDDING, "Every token's gradient is divided by how often it occurs.",
+           ("np.add.at(dw, ids, dx)",
+            "np.add.at(dw, ids, dx / np.bincount(ids.ravel())[ids][..., None])")),
+    _fault("embedding", EMBEDDING, "The first place of every sequence is forgotten.",
+           ("np.add.at(dw, ids, dx)", "np.add.at(dw, ids[..., 1:], dx[..., 1:, :])")),
+    # rmsnorm
+    _fault("rmsnorm", RMSNORM, "The path through rstd is dropped: rstd taken as a constant.",
+           ("rstd * (g - xhat * np.mean(g * xhat, axis=-1, keepdims=True))", "rstd * g")),
+    _fault("rmsnorm", RMSNORM, "The path through rstd has the wrong sign.",
+           ("g - xhat *", "g + xhat *")),
+    _fault("rmsnorm", RMSNORM, "eps is forgotten when rstd is made again.",
+           ("xhat = x * rstd  #",
+            "rstd = np.mean(x * x, axis=-1, keepdims=True) ** -0.5\n    xhat = x * rstd  #")),
+    _fault("rmsnorm", RMSNORM, "A sum for the mean: 1/C is missing.",
+           ("np.mean(g * xhat", "np.sum(g * xhat")),
+    _fault("rmsnorm", RMSNORM, "One mean over all rows, where each row has its own.",
+           ("np.mean(g * xhat, axis=-1, keepdims=True)", "np.mean(g * xhat)")),
+    _fault("rmsnorm", RMSNORM, "The gain is forgotten on the way to x.",
+           ("g = dy * w", "g = dy")),
+    _fault("rmsnorm", RMSNORM, "dw sees x where it should see x̂.",
+           ("np.sum(dy * xhat", "np.sum(dy * x")),
+    _fault("rmsnorm", RMSNORM, "dw is the mean over the rows, not the sum.",
+           ("np.sum(dy * xhat", "np.mean(dy * xhat")),
+    _fault("rmsnorm", RMSNORM, "The derivative of rstd has the power 2 for 3.",
+           ("g - xhat * np", "g - x * np")),
+    _fault("rmsnorm", "layers.rmsnorm:rmsnorm_forward", "eps is added outside the root.",
+           ("(np.mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5",
+            "1.0 / (np.mean(x * x, axis=-1, keepdims=True) ** 0.5 + eps)")),
+    # rope
+    _fault("rope", ROPE, "The gradient is turned forwards, not back.",
+           ("-sin", "sin")),
+    _fault("rope", ROPE, "Sine and cosine are exchanged.",
+           ("(dy, cos, -sin)", "(dy, sin, -cos)")),
+    _fault("rope", ROPE, "The gradient isn't turned at all.",
+           ("dx, _ = rope_forward(dy, cos, -sin)", "dx = 1.0 * dy")),
+    _fault("rope", ROPE, "Neighbours are paired in backward, halves in forward.",
+           ("dx, _ = rope_forward(dy, cos, -sin)",
+            "even, odd = dy[..., ::2], dy[..., 1::2]\n"
+            "    c, s = cos[:, None, :], sin[:, None, :]\n"
+            "    dx = np.stack([even * c + odd * s, odd * c - even * s], -1).reshape(dy.shape)")),
+    _fault("rope", ROPE, "The positions are counted from the end.",
+           ("(dy, cos, -sin)", "(dy, cos[::-1], -sin[::-1])")),
+    _fault("rope", "layers.rope:rope_forward", "A sign: the rotation became a shear.",
+           ("x2 * c + x1 * s", "x2 * c - x1 * s")),
+    _follows("rope", "layers.rope:rope_table", "The table ignores where the text goes on.",
+             ("np.arange(start, stop,", "np.arange(0, stop - start,")),
+    _follows("rope", "layers.rope:rope_table", "The angle grows with the square of the position.",
+             ("angle = position[:, None] * omega", "angle = position[:, None] ** 2 * omega")),
+    # attention
+    _fault("attention", ATTENTION, "The softmax's average is dropped: each weight for itself.",
+           ("probs * (dprobs - average)", "probs * dprobs")),
+    _fault("attention", ATTENTION, "The softmax's average has the wrong sign.",
+           ("dprobs - average", "dprobs + average")),
+    _fault("attention", ATTENTION, "One average for all queries, where each has its own.",
+           ("(dprobs - average)", "(dprobs - np.mean(average))")),
+    _fault("attention", ATTENTION, "1/√D is forgotten in dq.",
+           ("dq = scale * (dscores @ kh)", "dq = dscores @ kh")),
+    _fault("attention", ATTENTION, "1/√D is applied twice in dk.",
+           ("dk = scale * np", "dk = scale * scale * np")),
+    _fault("attention", ATTENTION, "Of the queries that share a key, only the first is counted.",
+           ("np.sum(np.swapaxes(dscores, -1, -2) @ qh, axis=2, keepdims=True)",
+            "(np.swapaxes(dscores, -1, -2) @ qh)[:, :, :1]")),
+    _fault("attention", ATTENTION, "Of the queries that share a value, the mean is taken.",
+           ("np.sum(np.swapaxes(probs, -1, -2) @ dyh", "np.mean(np.swapaxes(probs, -1, -2) @ dyh")),
+    _fault("attention", ATTENTION, "The weights are made again without the mask.",
+           ("np.exp(_scores(q, k) - lse)",
+            "np.exp(scale * (qh @ np.swapaxes(kh, -1, -2)) - lse)")),
+    _fault("attention", ATTENTION, "dk is weighted with dprobs: the softmax's step is left out.",
+           ("np.swapaxes(dscores, -1, -2) @ qh", "np.swapaxes(dprobs, -1, -2) @ qh")),
+    _fault("attention", "layers.attention:attention_forward", "No maximum taken off before exp.",
+           ("scores - peak", "scores"), ("peak + np.log", "np.log")),
+    _fault("attention", "layers.attention:attention_forward",
+           "The cached lse forgets the maximum that was taken off.",
+           ("peak + np.log", "np.log")),
+    _fault("attention", SCORES, "The scores are divided by D, the gradients by √D.",
+           ("D**-0.5", "D**-1.0")),
+    _fault("attention", ATTENTION, "NumPy 2 promotes: 1/√D as a NumPy float64, not a Python float.",
+           ("q.shape[3] ** -0.5", "1.0 / np.sqrt(q.shape[3])"), derivative=False),
+    _follows("attention", SCORES, "The mask is off by one: each token sees the next.",
+             ("place > place[S - T :, None]", "place > place[S - T :, None] + 1")),
+    _follows("attention", SCORES, "No mask at all.",
+             ("-np.inf", "0.0")),
+    _follows("attention", SCORES, "A finite mask, −1e4: scores below it let the model cheat.",
+             ("-np.inf", "-1e4")),
+    _follows("attention", SCORES, "1e-10 for −1e10: the future has the score 0.",
+             ("-np.inf", "1e-10")),
+    _follows("attention", SCORES, "A finite mask, −1e10: rarer, and still not −∞.",
+             ("-np.inf", "-1e10")),
+    # The derivative of this one is right too, but a lone query then sees one key only, and its
+    # gradient is zero with no reason given in the table: the witnesses take offence at that.
+    _fault("attention", SCORES, "The queries are taken for the first T places, not the last.",
+           ("place[S - T :, None]", "place[:T, None]")),
+    _follows("attention", SCORES, "A short sight: what is three places back is forgotten.",
+             ("future = place > place[S - T :, None]",
+              "future = (place > place[S - T :, None]) | (place < place[S - T :, None] - 2)")),
+    # swiglu
+    _fault("swiglu", SWIGLU, "The slope of g·σ is σ alone: half of the product rule.",
+           ("sigma * (1.0 + gate * (1.0 - sigma))", "sigma")),
+    _fault("swiglu", SWIGLU, "The slope of g·σ is σ′ alone: the other half.",
+           ("(1.0 + gate * (1.0 - sigma))", "gate * (1.0 - sigma)")),
+    _fault("swiglu", SWIGLU, "σ for 1 − σ.",
+           ("(1.0 - sigma)", "sigma")),
+    _fault("swiglu", SWIGLU, "Gate and value are exchanged in backward.",
+           ("gate, up = x[..., :F], x[..., F:]", "up, gate = x[..., :F], x[..., F:]")),
+    _fault("swiglu", SWIGLU, "The two gradients are put together in the wrong order.",
+           ("dx[..., :F] =", "dx[..., F:] ="),
+           ("dx[..., F:] = dy * gate", "dx[..., :F] = dy * gate")),
+    _fault("swiglu", SWIGLU, "The value's gradient sees σ, not g·σ.",
+           ("dy * gate * sigma", "dy * sigma")),
+    _fault("swiglu", SWIGLU, "The gate's gradient forgets the value.",
+           ("dy * up * sigma", "dy * sigma")),
+    _fault("swiglu", "layers.swiglu:_sigmoid", "A half is lost in the sigmoid by tanh.",
+           ("np.tanh(0.5 * g)", "np.tanh(g)")),
+    # loss
+    _fault("loss", LOSS, "The mean's 1/N is missing: Adam hides it, clipping doesn't.",
+           ("dloss / N", "dloss")),
+    _fault("loss", LOSS, "Divided by the number of sequences, not of tokens.",
+           ("dloss / N", "dloss / logits.shape[0]")),
+    _fault("loss", LOSS, "dloss is ignored: accumulated gradients are k times too large.",
+           ("dz *= dloss / N", "dz /= N")),
+    _fault("loss", LOSS, "The target's −1 is forgotten: every logit is pushed down.",
+           ("-= 1.0", "-= 0.0")),
+    _fault("loss", LOSS, "The target is off by one.",
+           ("targets.reshape(-1)]", "targets.reshape(-1) - 1]")),
+    _fault("loss", LOSS, "The target's −1 goes to the right column of the wrong row.",
+           ("np.arange(N, like=targets)", "np.arange(N, like=targets)[::-1]")),
+    _fault("loss", LOSS, "The sign: the model learns to be surprised.",
+           ("dloss / N", "-dloss / N")),
+    _fault("loss", "layers.loss:cross_entropy_forward", "The maximum isn't taken off.",
+           ("z - peak", "z"), ("peak + log_total", "log_total")),
+    _fault("loss", "layers.loss:cross_entropy_forward", "The loss is a sum, its gradient a mean's.",
+           ("np.mean(", "np.sum(")),
+    _fault("loss", LOSS, "The gradient is written over the logits, which others may still read.",
+           ("dz = np.exp(z - lse)", "dz = np.exp(z - lse, out=z)"), derivative=False),
+    # block
+    _fault("block", BLOCK, "What went past the MLP is lost: only the branch's gradient goes on.",
+           ("dx = dx + dh", "dx = dh")),
+    _fault("block", BLOCK, "What went through the MLP is lost.",
+           ("dx = dx + dh", "dx = dx")),
+    _fault("block", BLOCK, "What went past the attention is lost.",
+           ("return dx + dh", "return dh")),
+    _fault("block", BLOCK, "wo's gradient is put in the place of the buffer, and is lost.",
+           ('g["wo"] += dw', 'g["wo"] = dw')),
+    _fault("block", BLOCK, "w_down's gradient is assigned: of two batches, the last one counts.",
+           ('g["w_down"] += dw', 'g["w_down"][...] = dw')),
+    _fault("block", BLOCK, "The gradient of one norm's gain is added to the other's.",
+           ('g["mlp_norm"] += dw', 'g["attn_norm"] += dw')),
+    _fault("block", BLOCK, "The two norms' caches are confused.",
+           ('cache["attn_norm"]', 'cache["mlp_norm"]')),
+    _fault("block", BLOCK, "The key's rotation is not undone.",
+           ('dk = rope_backward(dk, cache["rope_k"])', "dk = 1.0 * dk")),
+    _fault("block", BLOCK, "Keys and values are joined in the wrong order.",
+           ("join_qkv(dq, dk, dv)", "join_qkv(dq, dv, dk)")),
+    _fault("block", BLOCK, "The MLP's norm is left out on the way down.",
+           ('dh, dw = rmsnorm_backward(dh, cache["mlp_norm"])',
+            '_, dw = rmsnorm_backward(dh, cache["mlp_norm"])')),
+    _fault("block", "model:split_qkv", "Values are cut out where the keys are.",
+           ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
+    # model
+    _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head.",
+           ('grads["wte"] += dw.T', 'grads["wte"] += 0.0 * dw.T')),
+    _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head: `=`.",
+           ('grads["wte"] += embedding', 'grads["wte"][...] = embedding')),
+    _fault("model", BACKWARD, "The tied table loses the gradient of its use as an embedding.",
+           ('grads["wte"] += embedding', "embedding")),
+    _fault("model", BACKWARD, "The last norm's gain gets the last batch's gradient only.",
+           ('grads["norm"] += dw', 'grads["norm"][...] = dw')),
+    _fault("model", BACKWARD, "The last norm is left out on the way down.",
+           ("dx, dw = rmsnorm", "_, dw = rmsnorm")),
+    _fault("model", BACKWARD, "The blocks are undone in the order in which they ran.",
+           ("reversed(range(config.n_layer))", "range(config.n_layer)")),
+    _fault("model", BACKWARD, "Every block's gradients go to block 0.",
+           ("grads.block(i)", "grads.block(0)")),
+    _fault("model", BACKWARD, "No block passes its gradient on: each starts from the top again.",
+           ("dx = block_backward", "_ = block_backward")),
+    _fault("model", STEP, "The scale is ignored: k accumulated batches weigh k times too much.",
+           ("cross_entropy_backward(scale, ", "cross_entropy_backward(1.0, ")),
+    _follows("model", "model:forward", "Each new token believes that it stands at the beginning.",
+             ("rope_table(start, start + T,", "rope_table(0, T,")),
+    # optim: no derivative here, only promises
+    _follows("optim", SCHEDULE, "Past its end the cosine turns, and the learning rate rises.",
+             ("if step >= total_steps:", "if False:")),
+    _follows("optim", SCHEDULE, "A straight line that runs past its end and goes negative.",
+             ("if step >= total_steps:", "if False:"),
+             ("max(min_lr, max_lr - (max_lr - min_lr) * fallen)", "max_lr * (1.0 - progress)")),
+    _follows("optim", SCHEDULE, "The first step has the length 0, and is lost.",
+             ("(step + 1)", "step")),
+    _follows("optim", ADAMW, "L2 in place of weight decay: √v̂ divides it too.",
+             ("p *= 1.0 - lr * weight_decay", "g = g + weight_decay * p")),
+    _follows("optim", ADAMW, "Decay is applied after the step, and takes from the step as well.",
+             ("p *= 1.0 - lr * weight_decay", "pass"),
+             ("math.sqrt(v_scale) + eps)",
+              "math.sqrt(v_scale) + eps); p *= 1.0 - lr * weight_decay")),
+    _follows("optim", ADAMW, "The decay forgets lr: it stays as strong when the steps get short.",
+             ("1.0 - lr * weight_decay", "1.0 - weight_decay")),
+    _follows("optim", "optim:AdamW.update", "The gains are decayed too.",
+             ("self.weight_decay if start < self.num_decayed else 0.0", "self.weight_decay")),
+    _follows("optim", ADAMW, "No bias correction: the first steps are too long.",
+             ("m_scale = 1.0 / (1.0 - beta1**step)", "m_scale = 1.0"),
+             ("v_scale = 1.0 / (1.0 - beta2**step)", "v_scale = 1.0")),
+    _follows("optim", "optim:AdamW.update", "The steps are not counted: the correction never ends.",
+             ("self.step += 1", "self.step = 1")),
+    _follows("optim", ADAMW, "The square is not squared.",
+             ("(g * g)", "abs(g)")),
+    _follows("optim", "optim:clip_gradient", "A short gradient is made longer.",
+             ("0.0 < max_norm < norm", "0.0 < max_norm")),
+    _follows("optim", "optim:clip_gradient", "Each entry is cut off by itself: a new direction.",
+             ("g *= max_norm / (norm + 1e-6)", "np.clip(g, -max_norm, max_norm, out=g)")),
+)  # fmt: skip
