@@ -12,9 +12,11 @@ The loop is `train`, and fits on one screen. What it works on is made in npgpt/t
 
 import os
 
-# Threads that wait by spinning take the processor from those that work: a step of the 40M
-# model takes 2.7 s with this, and 3.0 s without. It counts only before NumPy is imported.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# The threads are ours: each takes some rows of the batch through the whole model, so the BLAS
+# library's own would only stand in their way. It is told before NumPy is imported, or never.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
 
 import contextlib
 import math
@@ -30,10 +32,11 @@ from npgpt.backend import select_backend, to_host
 from npgpt.cli import main_with_errors, parse
 from npgpt.data import get_batch, num_windows
 from npgpt.errors import UserError
-from npgpt.model import count_parameters, loss_and_gradients
+from npgpt.model import count_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.plot import plot_run
 from npgpt.runlog import RunLog
+from npgpt.runs import typed
 from npgpt.settings import Settings, with_preset
 from npgpt.training import new_run, resumed_run
 
@@ -63,7 +66,7 @@ def train(run, log, peak=None):
             loss = 0.0
             for first in range(0, rows, s.batch_size):
                 part = slice(first, first + s.batch_size)
-                loss += loss_and_gradients(
+                loss += run.workers.loss_and_gradients(
                     run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
                     run.config, scale=1.0 / s.accumulate,
                 )  # fmt: skip
@@ -87,10 +90,10 @@ def train(run, log, peak=None):
             if run.step % s.log_every == 0 or run.step == s.steps:
                 log.say(log_line(run, np.mean(losses), lr, norm, np.mean(seconds), peak))
                 losses, seconds = [], []
-    finished = run.step == s.steps
-    if finished:
-        run.validate(log)
-    run.save()
+        finished = run.step == s.steps
+        if finished:
+            run.validate(log)
+        run.save()
     return finished
 
 
@@ -114,7 +117,9 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one, and it can't be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
 
 def log_line(run, loss, lr, norm, seconds, peak):
@@ -138,15 +143,17 @@ def print_plan(run):
     epochs = s.steps * rows / num_windows(run.train_tokens, s.block_size)
     started = time.perf_counter()
     ids, targets = get_batch(run.train_tokens, s.seed, run.step, s.batch_size, s.block_size)
-    loss = loss_and_gradients(
+    loss = run.workers.loss_and_gradients(
         run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), config
     )
     float(to_host(loss))  # waits for a GPU to finish
     step_seconds = (time.perf_counter() - started) * s.accumulate
+    memory = plan.training_bytes(config, s.batch_size, s.threads)
     disk = plan.checkpoint_bytes(config, s.keep)
     free = shutil.disk_usage(run.dir).free
     print(
-        f"\n{run.dir}, preset {s.preset}, seed {s.seed}, {s.backend}\n"
+        f"\n{run.dir}, preset {s.preset}, seed {s.seed}, {s.backend}, "
+        f"{s.threads} thread{'s' if s.threads > 1 else ''}\n"
         f"  model    {count_parameters(config):,} parameters: {config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} channels, {config.n_hidden} hidden, "
         f"vocabulary {config.vocab_size:,}, context {config.block_size}\n"
@@ -154,7 +161,7 @@ def print_plan(run):
         f"{run.bytes_per_token:.2f} bytes a token\n"
         f"  steps    {run.step:,} to {s.steps:,}, {rows} x {s.block_size} tokens each: "
         f"{total:,} tokens, {epochs:.1f} epochs in all\n"
-        f"  memory   about {plan.human_bytes(plan.training_bytes(config, s.batch_size))}\n"
+        f"  memory   about {plan.human_bytes(memory)}\n"
         f"  disk     {plan.human_bytes(disk)} for {s.keep} checkpoints and one in the making; "
         f"{plan.human_bytes(free)} are free\n"
         f"  time     about {plan.human_time(step_seconds * (s.steps - run.step))}, "
@@ -168,6 +175,7 @@ def print_plan(run):
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # train says once, in a sentence, what overflowed
 def main(settings, given):
     """Train as the settings say: prepare or resume, tell the plan, loop, and draw the curve.
 
@@ -181,14 +189,14 @@ def main(settings, given):
         run = new_run(with_preset(settings, given), xp)
     print_plan(run)
     log = RunLog(run.dir, run.step, run.settings.steps)
-    peak = plan.measure_matmul_peak() if xp is np else None
+    peak = plan.measure_matmul_peak(run.workers) if xp is np else None
     try:
         finished = train(run, log, peak)
         if finished:
             run.write_sample(log)
     finally:
         log.close()
-    resume = f"python train.py --resume --run {run.dir}"
+    resume = f"python train.py --resume --run {typed(run.dir)}"
     if not finished:
         print(f"stopped and saved at step {run.step} of {run.settings.steps}; go on with: {resume}")
         return 130
@@ -202,7 +210,7 @@ def main(settings, given):
         print(f"loss curve {plot_run(run.dir)}")
     except UserError as error:  # the picture is a courtesy, and the run is safe
         print(error)
-    print(f"now hear it: python generate.py --run {run.dir}")
+    print(f"now hear it: python generate.py --run {typed(run.dir)}")
     return 0
 
 

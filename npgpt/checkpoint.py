@@ -63,6 +63,9 @@ from npgpt.errors import UserError
 FORMAT = 1  # of the folder; a reader refuses every other number
 
 _WINDOWS = os.name == "nt"
+# Windows knows no quotas, and not every system has every name.
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NO_SUCH_CALL = {errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL)}
 _CHECKPOINT = re.compile(r"step-([0-9]{8,})(\.replaced)?")
 _TEMPORARY = re.compile(r"\.tmp-([0-9]+)-[0-9a-f]+")  # the process that made it, a random part
 _FILE_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # relative, inside the folder, on any system
@@ -317,7 +320,7 @@ def _all_or_nothing(target: Path, temporary: Path):
         if not isinstance(error, OSError):
             raise
         advice = "check that the folder can be written to, or choose another"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _DISK_FULL:
             there = next(folder for folder in target.absolute().parents if folder.is_dir())
             free = shutil.disk_usage(there).free / 1e6
             advice = f"{free:,.1f} MB are free there, so make room or choose another disk"
@@ -338,7 +341,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks have no such call
+        if error.errno not in _NO_SUCH_CALL:  # some network disks have no such call
             raise
     finally:
         os.close(handle)

@@ -15,6 +15,7 @@ default what happens without one, and the text explains it, in the source and in
 import argparse
 import dataclasses
 import difflib
+import errno
 import math
 import os
 import sys
@@ -74,8 +75,8 @@ def main_with_errors(main, *args):
     """Run main(*args) as a program: its mistakes become a sentence and an exit status.
 
     Args:    main, a function that returns None or an exit status; args, for it.
-    Returns: 0 or what main returned; 2 after a UserError, 130 after Ctrl-C, 141 if whoever
-             read the output has gone (as `head` does), with no word about it.
+    Returns: 0 or what main returned; 2 after a UserError or on a full disk, 130 after Ctrl-C,
+             141 if whoever read the output has gone (as `head` does), with no word about it.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that can't show é gets a ?, and no crash
@@ -96,12 +97,17 @@ def main_with_errors(main, *args):
             print(file=sys.stderr)
             status = 130
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more when it exits, and would complain: give it something to fill.
+    except OSError as error:
+        gone = isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == 22)
+        if not gone and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Python flushes once more when it exits, and would fail again: give it a place to.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        status = 141
+        if not gone:
+            print(f"error: {error.strerror}: make room, or write elsewhere", file=sys.stderr)
+        status = 141 if gone else 2
     return status
 
 

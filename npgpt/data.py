@@ -36,8 +36,8 @@ def read_text(path):
     Raises:  UserError if there is nothing there, it is empty, or it is not UTF-8.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in TEXT_SUFFIXES)
+    if os.path.isdir(path):
+        files = sorted(f for f in path.rglob("*") if _is_text(f.relative_to(path)) and f.is_file())
         if not files:
             raise UserError(f"the folder {path} holds no text file (.txt or .md): give --data one")
         return f"\n{END_OF_TEXT}\n".join(read_text(f) for f in files)
@@ -59,6 +59,12 @@ def read_text(path):
     return text.replace("\r\n", "\n")
 
 
+def _is_text(path):
+    """Whether a folder's file is to be read: by its suffix, and hidden ones (.DS_Store) are not."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in TEXT_SUFFIXES and not hidden
+
+
 def split_documents(text):
     """Cut a text at `<|endoftext|>`, strip each document, and drop the empty ones."""
     return [d for d in (part.strip() for part in text.split(END_OF_TEXT)) if d]
@@ -68,10 +74,12 @@ def split_validation(documents, fraction):
     """Keep the last documents for validation; of a single document, its last part.
 
     Args:    documents, a list of str; fraction of the characters to keep, in (0, 1).
-    Returns: (training documents, validation documents).
+    Returns: (training documents, validation documents), neither empty if there are two
+             documents, or two characters.
     """
     if len(documents) == 1:
         cut = round(len(documents[0]) * (1.0 - fraction))
+        cut = max(1, min(cut, len(documents[0]) - 1))
         return [documents[0][:cut]], [documents[0][cut:]]
     wanted, kept = fraction * sum(map(len, documents)), 0
     for first in range(len(documents) - 1, 0, -1):
@@ -98,10 +106,20 @@ def encode_documents(documents, tokenizer, progress=None):
 
 
 def save_tokens(path, tokens):
-    """Write a token array as .npy, under its final name only once it is whole."""
+    """Write a token array as .npy, under its final name only once it is whole.
+
+    Raises:  UserError if it can't be written.
+    """
     temporary = Path(path).with_suffix(f".tmp{os.getpid()}.npy")
-    np.save(temporary, tokens)
-    os.replace(temporary, path)
+    try:
+        np.save(temporary, tokens)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"could not save {path} ({error.strerror or error}): "
+            f"it takes {tokens.nbytes:,} bytes, so make room or choose another --run"
+        ) from None
 
 
 def load_tokens(path, vocab_size):
@@ -111,9 +129,13 @@ def load_tokens(path, vocab_size):
     Raises:  UserError if the file is missing or damaged, or an id is too large.
     """
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens = np.lib.format.open_memmap(path, mode="r")
+        if tokens.ndim != 1 or tokens.dtype.kind != "u":
+            raise ValueError("it holds something else than token ids")
     except (OSError, ValueError) as error:
-        raise UserError(f"the token file {path} cannot be read ({error}): start anew") from None
+        raise UserError(
+            f"the token file {path} cannot be read ({error}): start a new run"
+        ) from None
     if tokens.size and int(tokens.max()) >= vocab_size:
         raise UserError(
             f"the token file {path} holds the id {int(tokens.max())}, but the vocabulary ends "
@@ -122,14 +144,18 @@ def load_tokens(path, vocab_size):
     return tokens
 
 
-def tokens_sha256(tokens):
+def tokens_sha256(*arrays):
     """A fingerprint of the data, so that a resumed run can tell that it is the same."""
-    return hashlib.sha256(np.ascontiguousarray(tokens).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256()
+    for tokens in arrays:
+        digest.update(np.ascontiguousarray(tokens).view(np.uint8))
+    return digest.hexdigest()
 
 
 def check_length(tokens, block_size, what):
     """Refuse data too short to cut a single window from.
 
+    Args:    tokens; block_size; what, "training" or "validation".
     Raises:  UserError if there are fewer than block_size + 1 tokens.
     """
     if len(tokens) < block_size + 1:
@@ -148,8 +174,8 @@ def num_windows(tokens, block_size):
 def _epoch_starts(num_tokens, block_size, windows, seed, epoch):
     """Where the windows of an epoch begin, in the order of reading: (windows,)."""
     rng = np.random.default_rng([seed, 1, epoch])
-    slack = num_tokens - 1 - windows * block_size  # how far the phase can move the first window
-    phase = int(rng.integers(0, min(slack, block_size - 1) + 1))
+    slack = num_tokens - 1 - windows * block_size  # what the windows leave over, at either end
+    phase = int(rng.integers(0, slack + 1))
     return phase + block_size * rng.permutation(windows)
 
 

@@ -54,33 +54,40 @@ def evaluation_windows(num_tokens, block_size):
     return windows
 
 
-def evaluate(params, config, tokens, bytes_per_token, batch_size=16, max_tokens=None, xp=np):
+def evaluate(
+    params, config, tokens, bytes_per_token, batch_size=16, max_tokens=None, xp=np, map=map
+):  # fmt: skip
     """Mean loss over a text, every token with at least half a context before it.
 
     Args:    params, config; tokens (N,), N ≥ 2; bytes_per_token of this text, for bits per
              byte; batch_size, windows at a time; max_tokens, None for the whole text or how
-             much of its beginning; xp, the array module of the params.
+             much of its beginning; xp, the array module of the params; map, how to go
+             through the batches: parallel.Workers.map does it on several threads.
     Returns: Evaluation.
     """
     tokens = np.asarray(tokens[:max_tokens], np.int64)
+
+    def nats(batch):
+        """The loss of all counted targets of some windows of one shape, added up."""
+        counted = batch[0][2]
+        ids = xp.asarray(np.stack([tokens[a:b] for a, b, _ in batch]))  # (B, T)
+        targets = xp.asarray(np.stack([tokens[b - counted + 1 : b + 1] for _, b, _ in batch]))
+        logits, _ = forward(params, ids, config)  # (B, T, V)
+        loss, _ = cross_entropy_forward(logits[:, -counted:], targets)  # ()
+        return float(to_host(loss)) * counted * len(batch)
+
     windows = evaluation_windows(len(tokens), config.block_size)
-    total = 0.0
-    for shape, group in _same_shape(windows):
-        for i in range(0, len(group), batch_size):
-            part = group[i : i + batch_size]
-            ids = xp.asarray(np.stack([tokens[a:b] for a, b, _ in part]))  # (B, T)
-            targets = xp.asarray(np.stack([tokens[a + 1 : b + 1] for a, b, _ in part]))  # (B, T)
-            logits, _ = forward(params, ids, config)  # (B, T, V)
-            counted = shape[1]
-            loss, _ = cross_entropy_forward(logits[:, -counted:], targets[:, -counted:])
-            total += float(to_host(loss)) * counted * len(part)
     n = len(tokens) - 1
-    return Evaluation(total / n, n, n * bytes_per_token)
+    return Evaluation(sum(map(nats, _batches(windows, batch_size))) / n, n, n * bytes_per_token)
 
 
-def _same_shape(windows):
-    """Group windows by (length, counted), so that each group can be stacked."""
-    groups = {}
+def _batches(windows, batch_size):
+    """Lists of up to batch_size windows that have the same length and count, so that they stack."""
+    shapes = {}
     for a, b, counted in windows:
-        groups.setdefault((b - a, counted), []).append((a, b, counted))
-    return groups.items()
+        shapes.setdefault((b - a, counted), []).append((a, b, counted))
+    return [
+        group[i : i + batch_size]
+        for group in shapes.values()
+        for i in range(0, len(group), batch_size)
+    ]

@@ -24,15 +24,15 @@ def flops_per_token(config):
     return 6 * weights + 12 * config.n_layer * config.block_size * config.n_embd
 
 
-def training_bytes(config, batch_size):
+def training_bytes(config, batch_size, threads=1):
     """Estimate the memory of a step in float32: what is kept, and the widest moment.
 
-    Args:    config; batch_size, rows at a time.
+    Args:    config; batch_size, rows at a time; threads, each with gradients of its own.
     Returns: bytes.
     """
     C, F, V, T = config.n_embd, config.n_hidden, config.vocab_size, config.block_size
     kv = config.n_kv_head * config.head_dim
-    state = 4 * count_parameters(config)  # weights, gradients, and AdamW's two means
+    state = (3 + threads) * count_parameters(config)  # weights, AdamW's two means, gradients
     cached = config.n_layer * (7 * C + 3 * kv + 3 * F) + 2 * C  # what block_forward keeps, a token
     logits = 3 * V  # the logits, their softmax, and one temporary
     square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
@@ -44,15 +44,18 @@ def checkpoint_bytes(config, keep):
     return 3 * 4 * count_parameters(config) * (keep + 1)
 
 
-def measure_matmul_peak(size=1024, repeats=5):
-    """The processor's float32 matrix product at its best, in FLOP/s: what a step can't exceed."""
+def measure_matmul_peak(workers, size=768, repeats=4):
+    """The processors' float32 matrix product at its best, in FLOP/s: what a step can't exceed.
+
+    Args:    workers, a parallel.Workers: each of its threads multiplies at the same time.
+    """
     a = np.ones((size, size), np.float32)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        a @ a
+        workers.map(lambda _: a @ a, range(workers.threads))
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * size**3 * workers.threads / best
 
 
 def peak_memory_bytes():
@@ -68,7 +71,7 @@ def peak_memory_bytes():
 def human_bytes(n):
     """1234567 → '1.2 MB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n < 1000 or unit == "TB":
+        if round(n) < 1000 or unit == "TB":
             return f"{n:.0f} {unit}" if unit in ("B", "kB") else f"{n:.1f} {unit}"
         n /= 1000
 
@@ -76,8 +79,8 @@ def human_bytes(n):
 def human_count(n):
     """38683136 → '38.7M'."""
     for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= factor:
-            return f"{n / factor:.1f}{unit}" if n < 100 * factor else f"{n / factor:.0f}{unit}"
+        if n >= 0.9995 * factor:  # 999,950 is 1.0M, not 1000k
+            return f"{n / factor:.1f}{unit}" if n < 99.95 * factor else f"{n / factor:.0f}{unit}"
     return str(n)
 
 

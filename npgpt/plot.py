@@ -1,10 +1,11 @@
 """The loss curve of a run as a picture: `python -m npgpt.plot RUN` draws it anew."""
 
 import sys
+import warnings
 from pathlib import Path
 
 from npgpt.errors import UserError
-from npgpt.runs import find_run, read_log
+from npgpt.runs import find_run, read_log, typed
 
 INK, TRAIN, VALID, FLOOR = "#333333", "#9bb8d3", "#c1440e", "#2e7d32"
 
@@ -22,12 +23,15 @@ def plot_run(run_dir):
     except ImportError:
         raise UserError(
             'the loss curve needs matplotlib: run python -m pip install -e ".[plot]", '
-            f"then python -m npgpt.plot {run_dir}"
+            f"then python -m npgpt.plot {typed(run_dir)}"
         ) from None
     run_dir = Path(run_dir)
     records = read_log(run_dir)
-    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
-    valid = [(r["step"], r["valid_loss"]) for r in records if "valid_loss" in r]
+    # A loss that was not finite stands in the log as null, and has no place on a curve.
+    train, valid = (
+        [(r["step"], r[name]) for r in records if r.get(name) is not None]
+        for name in ("loss", "valid_loss")
+    )
     if not train:
         raise UserError(f"{run_dir / 'log.jsonl'} has no training step to draw")
     floor = next((r["floor"] for r in records if r.get("floor") is not None), None)
@@ -43,23 +47,29 @@ def plot_run(run_dir):
     if floor is not None:
         label = f"entropy of the source, {floor:.3f}"
         axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle="--", label=label)
-    lowest = min([floor or train[-1][1], *(y for _, y in train), *(y for _, y in valid)])
-    highest = max(y for _, y in train)
+    shown = [y for _, y in train + valid] + ([] if floor is None else [floor])
+    bottom = max(0.9 * min(shown), 1e-3)  # a logarithm has no zero, and a model can learn by heart
+    top = 1.1 * max(*shown, bottom)
     axes.set_yscale("log")
-    axes.set_ylim(lowest * 0.9, highest * 1.1)
-    ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10)]
-    axes.set_yticks([t for t in ticks if lowest * 0.9 <= t <= highest * 1.1])
+    axes.set_ylim(bottom, top)
+    ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10)
+    axes.set_yticks([t for t in ticks if bottom <= t <= top])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(_none())
     axes.set_xlim(0, max(x for x, _ in train))
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
-    axes.set_title(title, loc="left", color=INK)
+    axes.set_title(title, loc="left", color=INK, parse_math=False)  # a $ in a name is a $
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path = run_dir / "loss.png"
-    figure.savefig(path)
+    try:
+        with warnings.catch_warnings():  # a name in a script that the font lacks is drawn as boxes
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"could not write {path} ({error.strerror}): make room there") from None
     return path
 
 

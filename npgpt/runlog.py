@@ -1,12 +1,14 @@
 """What a run says while it runs: a bar with the time left, log lines, and JSON lines on disk."""
 
+import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from npgpt.checkpoint import write_atomic
+from npgpt.errors import UserError
 from npgpt.runs import read_log
 
 
@@ -20,9 +22,7 @@ class RunLog:
     def __init__(self, run_dir, step, total_steps):
         self.path = Path(run_dir) / "log.jsonl"
         kept = [r for r in read_log(run_dir) if r["step"] < step + ("loss" in r)]
-        temporary = self.path.with_name(f".log.jsonl.tmp-{os.getpid()}")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), "utf-8")
-        os.replace(temporary, self.path)
+        write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self.file = open(self.path, "a", encoding="utf-8")
         # No bar where nobody watches: a file or a pipe gets the lines alone.
         self.bar = tqdm(
@@ -32,9 +32,15 @@ class RunLog:
 
     def record(self, **figures):
         """Append one JSON line; a float that is not finite is written as null."""
-        clean = {k: _finite(v) for k, v in figures.items()}
-        self.file.write(json.dumps(clean) + "\n")
-        self.file.flush()
+        clean = {k: finite(v) for k, v in figures.items()}
+        try:
+            self.file.write(json.dumps(clean) + "\n")
+            self.file.flush()
+        except OSError as error:  # a full disk is met here first: lines are more than checkpoints
+            raise UserError(
+                f"could not write {self.path} ({error.strerror}): make room on that disk, "
+                "then go on with --resume from the last checkpoint"
+            ) from error
 
     def say(self, text=""):
         """Print above the bar."""
@@ -48,9 +54,11 @@ class RunLog:
 
     def close(self):
         self.bar.close()
-        self.file.close()
+        with contextlib.suppress(OSError):  # the line that did not fit before does not fit now
+            self.file.close()
 
 
-def _finite(value):
+def finite(value):
+    """The value, or None for a float that JSON has no word for."""
     is_bad = isinstance(value, float) and (value != value or abs(value) == float("inf"))
     return None if is_bad else value

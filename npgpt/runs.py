@@ -10,6 +10,8 @@ runs/NAME/
 """
 
 import json
+import os
+import shlex
 from pathlib import Path
 
 from npgpt.checkpoint import list_checkpoints, newest_checkpoint
@@ -18,28 +20,62 @@ from npgpt.errors import UserError
 RUNS = Path("runs")
 
 
-def new_run_dir(name, preset):
-    """Choose the folder of a new run: RUNS/name, or the first free RUNS/preset-NNN.
+def check_new_run(name):
+    """Refuse a name that no new run can have, before any work is done for it.
 
-    Raises:  UserError if the named run already has checkpoints.
+    Args:    name, a name under RUNS or a path; None, which is always well, for a name of ours.
+    Raises:  UserError if there is a run already, or a file.
     """
     if name is None:
-        number = 1
-        while (RUNS / f"{preset}-{number:03d}").exists():
-            number += 1
-        return RUNS / f"{preset}-{number:03d}"
+        return
     run_dir = run_path(name)
     if list_checkpoints(run_dir):
         raise UserError(
             f"{run_dir} already holds a run: add --resume to continue it, or choose another --run"
         )
-    return run_dir
+    if os.path.lexists(run_dir) and not os.path.isdir(run_dir):
+        raise UserError(f"{run_dir} is a file, and a run needs a folder: choose another --run")
+
+
+def make_run_dir(name, preset):
+    """Make the folder of a new run: the named one, or the first free RUNS/preset-NNN.
+
+    Two runs that start together may both find a number free, but only one can make its folder.
+
+    Returns: its path.
+    Raises:  UserError if it can't be made.
+    """
+    number = 1
+    while True:
+        run_dir = RUNS / f"{preset}-{number:03d}" if name is None else run_path(name)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=name is not None)
+            return run_dir
+        except OSError as error:
+            if name is not None or not os.path.lexists(run_dir):
+                raise UserError(
+                    f"can't make the folder {run_dir} ({error.strerror}): choose another --run"
+                ) from None
+            number += 1
 
 
 def run_path(name):
-    """A run's folder from its name under RUNS, or from a path."""
+    """A run's folder from its name under RUNS, or from a path.
+
+    A lone word is a name, even where a folder of that name lies here: `--run data` must not
+    write into ./data. Only a folder that holds a run, and no run of that name, is meant itself.
+    """
     path = Path(name)
-    return path if path.is_dir() or len(path.parts) > 1 else RUNS / path
+    if len(path.parts) != 1 or path.name in ("", "..") or set(str(name)) & {"/", os.sep}:
+        return path
+    return path if list_checkpoints(path) and not os.path.isdir(RUNS / path) else RUNS / path
+
+
+def typed(path):
+    """A path as one would type it in a command: in quotes if it has a space, say."""
+    if os.name == "posix":
+        return shlex.quote(str(path))
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def find_run(name=None):
@@ -74,7 +110,7 @@ def load_run(run_dir, groups=None):
 def read_log(run_dir):
     """The lines of log.jsonl as dicts; a last line torn by a crash is passed over."""
     try:
-        lines = (Path(run_dir) / "log.jsonl").read_text("utf-8").splitlines()
+        lines = (Path(run_dir) / "log.jsonl").read_text("utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     records = []

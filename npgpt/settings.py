@@ -36,6 +36,7 @@ class Settings:
 
     batch_size: int = option(16, "rows that go through the model at a time")
     accumulate: int = option(1, "batches whose gradients are added up before a step")
+    threads: int | None = option(None, "pieces of a batch side by side (default: all processors)")
     steps: int = option(800, "optimizer steps")
     lr: float = option(3e-3, "largest learning rate")
     min_lr: float = option(3e-4, "learning rate at the end")
@@ -58,10 +59,16 @@ class Settings:
             "words", "block_size", "batch_size", "accumulate", "steps", "log_every", "eval_every",
             "eval_tokens", "sample_tokens", "save_every", "keep",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
+            least = 2 if name == "eval_tokens" else 1  # nothing comes before the first token
+            if getattr(self, name) < least:
                 raise UserError(
-                    f"{dashed(name)} is {getattr(self, name)}, but it must be 1 or more"
+                    f"{dashed(name)} is {getattr(self, name)}, but it must be {least} or more"
                 )
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads is {self.threads}, but it must be 1 or more")
+        for name in ("run", "data"):  # --data "$BOOK", and no such variable: that is not the "."
+            if getattr(self, name) == "":
+                raise UserError(f"{dashed(name)} is empty: give it a value, or leave it out")
         for name in ("warmup_steps", "weight_decay", "clip", "sample_every", "min_lr", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(
@@ -69,10 +76,6 @@ class Settings:
                 )
         if not self.lr > 0:
             raise UserError(f"--lr is {self.lr}, but a learning rate must be above 0")
-        if self.min_lr > self.lr:
-            raise UserError(
-                f"--min-lr {self.min_lr} is above --lr {self.lr}: the schedule only falls"
-            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
@@ -89,8 +92,8 @@ def dashed(name):
 
 # What may change when a run goes on: nothing that decides the weights, except where it ends.
 FREE_ON_RESUME = {
-    "run", "resume", "backend", "steps", "log_every", "eval_every", "eval_tokens", "sample_every",
-    "sample_tokens", "save_every", "keep",
+    "run", "resume", "backend", "threads", "steps", "log_every", "eval_every", "eval_tokens",
+    "sample_every", "sample_tokens", "save_every", "keep",
 }  # fmt: skip
 
 
@@ -99,7 +102,15 @@ def with_preset(settings, given):
 
     Args:    settings; given, the names of the fields that the command line named.
     Returns: Settings, its preset named.
+    Raises:  UserError if what was given does not fit with the preset.
     """
     preset = settings.preset or DEFAULT_PRESET[settings.backend]
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in given}
-    return replace(Settings(**{**PRESETS[preset], **values}), preset=preset)
+    s = replace(Settings(**{**PRESETS[preset], **values}), preset=preset)
+    if s.min_lr > s.lr:  # not in __post_init__: before the preset is known, one of them is not
+        raise UserError(
+            f"--min-lr {s.min_lr} is above --lr {s.lr}: the schedule only falls, so give both"
+        )
+    if s.valid is not None and s.data == "storybook":
+        raise UserError("--valid is for a text of yours: give one to --data too, or leave it out")
+    return s

@@ -1,6 +1,8 @@
 """A run: everything that train.py's loop works on, made anew or brought back from a checkpoint."""
 
+import functools
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from npgpt.errors import UserError
 from npgpt.evaluate import evaluate
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
-from npgpt.runs import find_run, load_run, new_run_dir
+from npgpt.parallel import Workers, available_threads
+from npgpt.runlog import finite
+from npgpt.runs import check_new_run, find_run, load_run, make_run_dir, typed
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, load_tokenizer
@@ -44,17 +48,23 @@ class Run:
     params: Parameters
     grads: Parameters
     optimizer: AdamW
+    workers: Workers
     xp: object  # the array module, numpy or cupy
     step: int = 0  # optimizer steps taken
     saved: int = -1  # the step of the newest checkpoint
     seconds: float = 0.0  # spent in steps so far
-    valid_loss: float | None = None  # the last one measured
+    valid_loss: float = math.nan  # the last one measured
+
+    @functools.cached_property
+    def data_sha256(self):
+        return tokens_sha256(self.train_tokens, self.valid_tokens)
 
     def validate(self, log, max_tokens=None):
         """Measure the loss over the validation text, or over its beginning, and log it."""
         result = evaluate(
             self.params, self.config, self.valid_tokens, self.bytes_per_token,
             batch_size=self.settings.batch_size, max_tokens=max_tokens, xp=self.xp,
+            map=self.workers.map,
         )  # fmt: skip
         self.valid_loss = result.loss
         log.record(
@@ -80,8 +90,10 @@ class Run:
         ids = [int(i[0]) for i in ids]
         text = self.tokenizer.decode([i for i in ids if i != end]).strip()
         log.say(f"sample at step {self.step}:\n    {text}\n")
-        with open(self.dir / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"--- step {self.step}\n{text}\n\n")
+        path, head = self.dir / "samples.txt", f"--- step {self.step}\n"
+        earlier = path.read_text("utf-8") if path.exists() else ""
+        # What an attempt that was killed wrote from this step on is written once more.
+        write_atomic(path, f"{earlier.partition(head)[0]}{head}{text}\n\n".encode())
 
     def save(self):
         """Save all that the run needs to go on bit for bit, unless this step is saved already."""
@@ -93,11 +105,11 @@ class Run:
             "optimizer_step": self.optimizer.step,
             # Batches and samples are pure functions of these two; no other random state exists.
             "random": {"seed": self.settings.seed, "step": self.step},
-            "data_sha256": tokens_sha256(self.train_tokens),
+            "data_sha256": self.data_sha256,
             "bytes_per_token": self.bytes_per_token,
             "floor": self.floor,
             "seconds": self.seconds,
-            "valid_loss": self.valid_loss,
+            "valid_loss": finite(self.valid_loss),
         }
         arrays = {
             "model": {name: to_host(w) for name, w in self.params.items()},
@@ -105,7 +117,15 @@ class Run:
         }
         folder = self.dir / "tokenizer"
         files = {f"tokenizer/{f.name}": f.read_bytes() for f in sorted(folder.iterdir())}
-        save_checkpoint(self.dir, self.step, arrays, state, files, self.settings.keep)
+        try:
+            save_checkpoint(self.dir, self.step, arrays, state, files, self.settings.keep)
+        except UserError as error:
+            if self.saved < 0:
+                raise
+            raise UserError(
+                f"{error}; the checkpoint of step {self.saved} is whole, so go on "
+                f"with python train.py --resume --run {typed(self.dir)}"
+            ) from error
         self.saved = self.step
 
     def title(self):
@@ -117,16 +137,14 @@ class Run:
 
 
 def new_run(settings, xp):
-    """Read the data, learn the tokens, draw the weights.
+    """Read the data, learn the tokens, draw the weights; only then is anything written.
 
     Args:    settings, its preset applied; xp, numpy or cupy.
     Raises:  UserError for data or settings that don't fit, before anything is written.
     """
-    s = settings
-    run_dir = new_run_dir(s.run, s.preset)
-    print(
-        f"reading the {'storybook' if s.data == 'storybook' else f'text {s.data}'} ...", flush=True
-    )
+    s = replace(settings, threads=_threads(settings, xp))
+    check_new_run(s.run)
+    _config(s, max(1, s.vocab_size))  # a shape that can't be is refused before the long reading
     training, validation, nats = load_documents(s)
     print(f"learning the {'tokens' if s.tokenizer == 'bpe' else 'characters'} ...", flush=True)
     if s.tokenizer == "bpe":
@@ -134,29 +152,35 @@ def new_run(settings, xp):
     else:
         end = (END_OF_TEXT,) if len(training) > 1 else ()
         tokenizer = CharTokenizer.train([*training, *validation], special_tokens=end)
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size, block_size=s.block_size, n_layer=s.n_layer,
-        n_head=s.n_head, n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
-    )  # fmt: skip
+    config = _config(s, tokenizer.vocab_size)
     train_tokens = encode_documents(training, tokenizer)
     valid_tokens = encode_documents(validation, tokenizer)
     check_length(train_tokens, s.block_size, "training")
-    check_length(valid_tokens, 1, "validation")
+    if len(valid_tokens) < 2:  # nothing comes before the first, so it can't be predicted
+        raise UserError(
+            f"the validation text has {len(valid_tokens)} tokens, and two are the least: "
+            "give more text, or a larger --valid-fraction"
+        )
 
+    params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
+    grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
+
+    run_dir = make_run_dir(s.run, s.preset)
     tokens_dir = run_dir / "tokens"
     write_atomic(run_dir / "settings.json", json.dumps(_plain(s), indent=1).encode())
     tokenizer.save(run_dir / "tokenizer")
     tokens_dir.mkdir(exist_ok=True)
     save_tokens(tokens_dir / "train.npy", train_tokens)
     save_tokens(tokens_dir / "valid.npy", valid_tokens)
-    params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
+    (run_dir / "samples.txt").unlink(missing_ok=True)  # of an attempt that never saved
     return Run(
         dir=run_dir, settings=s, config=config, tokenizer=tokenizer,
         train_tokens=load_tokens(tokens_dir / "train.npy", config.vocab_size),
         valid_tokens=load_tokens(tokens_dir / "valid.npy", config.vocab_size),
         bytes_per_token=sum(len(d.encode()) for d in validation) / len(valid_tokens),
         floor=None if nats is None else nats / len(valid_tokens),
-        params=params, grads=params.zeros_like(), optimizer=_new_optimizer(params, s), xp=xp,
+        params=params, grads=grads, optimizer=optimizer,
+        workers=Workers(params, s.threads), xp=xp,
     )  # fmt: skip
 
 
@@ -179,30 +203,39 @@ def resumed_run(settings, given, xp):
             )
     changed = {name: getattr(settings, name) for name in given & FREE_ON_RESUME}
     s = replace(settings, **{**saved, **changed, "run": str(run_dir), "resume": True})
+    s = replace(s, threads=_threads(s, xp))
     if checkpoint.step >= s.steps:
         raise UserError(
             f"{run_dir} has finished its {checkpoint.step} steps: give more with --steps, "
-            f"or hear it with python generate.py --run {run_dir}"
+            f"or hear it with python generate.py --run {typed(run_dir)}"
         )
     config = GPTConfig(**state["config"])
     train_tokens = load_tokens(run_dir / "tokens" / "train.npy", config.vocab_size)
-    if tokens_sha256(train_tokens) != state["data_sha256"]:
+    valid_tokens = load_tokens(run_dir / "tokens" / "valid.npy", config.vocab_size)
+    if tokens_sha256(train_tokens, valid_tokens) != state["data_sha256"]:
         raise UserError(f"{run_dir / 'tokens'} has changed since the checkpoint: start a new run")
 
     params = restored_parameters(checkpoint, xp)
     optimizer = _new_optimizer(params, s)
-    optimizer.m[...] = xp.asarray(checkpoint.arrays["optimizer"]["m"])
-    optimizer.v[...] = xp.asarray(checkpoint.arrays["optimizer"]["v"])
+    for name, memory in (("m", optimizer.m), ("v", optimizer.v)):
+        saved_memory = checkpoint.arrays["optimizer"][name]
+        if saved_memory.shape != memory.shape:
+            raise UserError(
+                f"{checkpoint.path} belongs to another configuration: its optimizer remembers "
+                f"{saved_memory.size:,} parameters of {memory.size:,}; choose another checkpoint"
+            )
+        memory[...] = xp.asarray(saved_memory)
     optimizer.step = state["optimizer_step"]
     return Run(
         dir=run_dir, settings=s, config=config,
         tokenizer=load_tokenizer(checkpoint.path / "tokenizer"),
-        train_tokens=train_tokens,
-        valid_tokens=load_tokens(run_dir / "tokens" / "valid.npy", config.vocab_size),
+        train_tokens=train_tokens, valid_tokens=valid_tokens,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
-        params=params, grads=params.zeros_like(), optimizer=optimizer, xp=xp,
+        params=params, grads=params.zeros_like(), optimizer=optimizer,
+        workers=Workers(params, s.threads), xp=xp,
         step=checkpoint.step, saved=checkpoint.step,
-        seconds=state["seconds"], valid_loss=state["valid_loss"],
+        seconds=state["seconds"],
+        valid_loss=math.nan if state["valid_loss"] is None else state["valid_loss"],
     )  # fmt: skip
 
 
@@ -238,7 +271,9 @@ def load_documents(settings):
             f"the preset {s.preset} needs a text: give it one with --data FILE, such as "
             "TinyStoriesV2-GPT4-train.txt of the data set roneneldan/TinyStories on Hugging Face"
         )
-    if s.data == "storybook":
+    story = s.data == "storybook"
+    print(f"reading the {'storybook' if story else f'text {s.data}'} ...", flush=True)
+    if story:
         from data import storybook  # a recipe of the repository, beside train.py
 
         training = storybook.generate(s.words, seed=2 * s.seed)
@@ -254,8 +289,20 @@ def load_documents(settings):
     return *split_validation(documents, s.valid_fraction), None
 
 
+def _config(s, vocab_size):
+    return GPTConfig(
+        vocab_size=vocab_size, block_size=s.block_size, n_layer=s.n_layer, n_head=s.n_head,
+        n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
+    )  # fmt: skip
+
+
 def _new_optimizer(params, s):
     return AdamW.for_parameters(params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay)
+
+
+def _threads(s, xp):
+    """How many threads a run uses: on a GPU one, which launches what others compute."""
+    return min(s.threads or available_threads(), s.batch_size) if xp is np else 1
 
 
 def _plain(settings):

@@ -1,0 +1,79 @@
+"""Several threads, one gradient: the batch is cut, and the gradients of its pieces are added.
+
+The loss is a mean over rows, and a derivative is linear: the gradient of a mean is the mean of
+the gradients. So the rows of a batch can go through the model in pieces, one after the other
+(that is gradient accumulation) or side by side (that is data parallelism), and the sum of
+what comes back is the gradient of the whole. Each thread takes a piece through forward and
+backward, into a gradient buffer of its own; then the buffers are added.
+
+Why threads, in a language that runs one thread at a time? Because NumPy lets go of Python's lock
+while it computes. And why not leave it to the BLAS library, which has threads of its own? It
+splits only the matrix products, one by one, and between two of them all threads but one wait;
+most other layers read and write memory, and do that on one processor. Cut by rows, everything
+runs everywhere, and the threads meet once a step. So BLAS should use a single thread: train.py
+asks it to.
+
+The pieces and the order of the sum depend on the number of threads alone. The same number gives
+the same bits; another number gives the same gradient up to rounding.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from npgpt.model import loss_and_gradients
+
+
+def available_threads():
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no such question
+        return os.cpu_count() or 1
+
+
+class Workers:
+    """Threads, and a gradient buffer for each but the first.
+
+    Args:    params, whose shape the buffers take; threads, at least 1.
+    """
+
+    def __init__(self, params, threads):
+        self.threads = threads
+        self.buffers = [params.zeros_like() for _ in range(threads - 1)]
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def map(self, function, items):
+        """Like the built-in map, on all threads: a list of results in the order of the items."""
+        if self.pool is None:
+            return [function(item) for item in items]
+        # A thread of the pool has settings of its own, such as np.errstate: give it the caller's.
+        futures = [self.pool.submit(copy_context().run, function, item) for item in items]
+        return [future.result() for future in futures]
+
+    def loss_and_gradients(self, params, grads, ids, targets, config, scale=1.0):
+        """As model.loss_and_gradients, each thread taking some of the rows.
+
+        Args:    params; grads, Parameters that the gradients of scale · loss are added to;
+                 ids, targets (B, T) int; config; scale.
+        Returns: loss, a scalar, not scaled.
+        """
+        B = ids.shape[0]
+        n = min(B, self.threads)
+        if n == 1:
+            return loss_and_gradients(params, grads, ids, targets, config, scale)
+
+        def work(piece):
+            rows = slice(piece * B // n, (piece + 1) * B // n)
+            share = (rows.stop - rows.start) / B  # of the mean over all rows
+            if piece:
+                self.buffers[piece - 1].flat[...] = 0.0
+            into = self.buffers[piece - 1] if piece else grads
+            return share * loss_and_gradients(
+                params, into, ids[rows], targets[rows], config, scale * share
+            )
+
+        loss = sum(self.map(work, range(n)))
+        for buffer in self.buffers[: n - 1]:
+            grads.flat += buffer.flat
+        return loss

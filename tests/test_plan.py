@@ -1,0 +1,331 @@
+"""What is told before, during and after a run: cost, quality, picture."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npgpt import plot
+from npgpt.checkpoint import save_checkpoint
+from npgpt.errors import UserError
+from npgpt.evaluate import evaluate, evaluation_windows
+from npgpt.model import GPTConfig, count_parameters, forward, init_parameters
+from npgpt.parallel import Workers
+from npgpt.plan import (
+    checkpoint_bytes,
+    flops_per_token,
+    human_bytes,
+    human_count,
+    human_time,
+    measure_matmul_peak,
+    training_bytes,
+)
+from npgpt.runlog import RunLog
+from npgpt.runs import find_run, make_run_dir, read_log, run_path, typed
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = GPTConfig(
+    vocab_size=11, block_size=6, n_layer=2, n_head=2, n_kv_head=1, n_embd=8, n_hidden=12
+)
+
+# plan.py
+
+
+def test_flops_of_the_default_model_by_hand():
+    config = GPTConfig()
+    weights = 10_000 * 512 + 8 * (512 * 3 * 512 + 512 * 512 + 512 * 4096 + 2048 * 512)
+    assert weights == 38_674_432
+    assert count_parameters(config) == weights + 17 * 512
+    attention = 8 * (2 * 2 * 128 * 512) * 3  # q·k and p·v, forward and twice that backward
+    assert flops_per_token(config) == 6 * weights + attention
+
+
+def test_an_untied_table_is_looked_up_for_nothing():
+    assert flops_per_token(GPTConfig(tie=False)) == flops_per_token(GPTConfig())
+
+
+def test_checkpoints_on_disk(tmp_path):
+    n = count_parameters(TINY)
+    arrays = {"model": dict(init_parameters(TINY, 0)), "optimizer": {"m": np.zeros(2 * n, "f4")}}
+    path = save_checkpoint(tmp_path, 1, arrays, {})
+    size = sum(f.stat().st_size for f in path.glob("*.safetensors"))
+    assert checkpoint_bytes(TINY, keep=2) / 3 == pytest.approx(size, abs=4096)  # headers
+
+
+def test_memory_is_told_within_a_factor_of_two():
+    pytest.importorskip("resource")
+    program = """
+import numpy as np
+from npgpt.model import *
+from npgpt.optim import AdamW
+from npgpt.plan import peak_memory_bytes, training_bytes
+config = GPTConfig(vocab_size=2000, n_layer=4, n_embd=128, n_hidden=384, n_head=4, block_size=128)
+before = peak_memory_bytes()
+params = init_parameters(config, 0)
+grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
+ids = np.zeros((16, 128), np.int64)
+for _ in range(2):
+    loss_and_gradients(params, grads, ids, ids, config)
+    optimizer.update(params.flat, grads.flat, 1e-3)
+print((peak_memory_bytes() - before) / training_bytes(config, 16))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 0.5 < float(done.stdout) < 2.0
+
+
+def test_memory_grows_with_the_batch():
+    assert training_bytes(TINY, 2) > training_bytes(TINY, 1) > 16 * count_parameters(TINY)
+
+
+def test_the_matrix_peak_is_a_rate():
+    assert 1e7 < measure_matmul_peak(Workers({}, 1), size=64, repeats=2) < 1e15
+
+
+@pytest.mark.parametrize(
+    "n, text",
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1.0 MB"),
+        (1_234_567, "1.2 MB"),
+        (999_999_999, "1.0 GB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_human_bytes(n, text):
+    assert human_bytes(n) == text
+
+
+@pytest.mark.parametrize(
+    "n, text",
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0k"),
+        (99_949, "99.9k"),
+        (99_960, "100k"),
+        (999_499, "999k"),
+        (999_950, "1.0M"),
+        (38_683_136, "38.7M"),
+        (1.5e9, "1.5B"),
+    ],
+)
+def test_human_count(n, text):
+    assert human_count(n) == text
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (161, "2 min 41 s"),
+        (3599.6, "1 h 00 min"),
+        (90_061, "25 h 01 min"),
+    ],
+)
+def test_human_time(seconds, text):
+    assert human_time(seconds) == text
+
+
+# evaluate.py
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 8, 9, 10, 63])
+def test_every_target_counts_once_with_half_a_context(n, T):
+    counted = []
+    for start, stop, new in evaluation_windows(n, T):
+        assert 0 <= start < stop <= n - 1
+        assert stop - start <= T
+        for target in range(stop - new + 1, stop + 1):  # token `target` is told from those before
+            seen = target - start
+            assert seen >= min(target, math.ceil(T / 2))
+            counted.append(target)
+    assert counted == list(range(1, n))
+
+
+@pytest.mark.parametrize("n", [2, 6, 7, 8, 31])
+def test_the_loss_is_the_naive_one(n):
+    params = init_parameters(TINY, 3, dtype=np.float64)
+    params.flat[:] *= 20.0  # far from a uniform guess
+    tokens = np.random.default_rng(n).integers(0, 11, n)
+    losses = []
+    for start, stop, new in evaluation_windows(n, TINY.block_size):
+        for target in range(stop - new + 1, stop + 1):
+            scores = forward(params, tokens[None, start:target], TINY)[0][0, -1]
+            losses.append(np.log(np.sum(np.exp(scores))) - scores[tokens[target]])
+    for batch_size in (1, 3, 100):
+        result = evaluate(params, TINY, tokens, bytes_per_token=2.5, batch_size=batch_size)
+        assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
+        assert result.num_tokens == n - 1
+        assert result.num_bytes == 2.5 * (n - 1)
+        assert result.perplexity == pytest.approx(np.exp(np.mean(losses)))
+        bits = np.sum(losses) / np.log(2) / (2.5 * (n - 1))
+        assert result.bits_per_byte == pytest.approx(bits)
+
+
+def test_a_model_that_knows_nothing():
+    params = init_parameters(TINY, 0, dtype=np.float64)
+    params["wte"][...] = 0.0
+    result = evaluate(params, TINY, np.arange(11), bytes_per_token=1.0)
+    assert result.loss == pytest.approx(math.log(11), rel=1e-12)
+    assert result.perplexity == pytest.approx(11)
+    assert result.bits_per_byte == pytest.approx(math.log2(11))
+
+
+def test_only_the_beginning_is_read():
+    params = init_parameters(TINY, 0)
+    tokens = np.random.default_rng(0).integers(0, 11, 40)
+    part = evaluate(params, TINY, tokens, 1.0, max_tokens=13)
+    assert part == evaluate(params, TINY, tokens[:13], 1.0)
+    assert part.num_tokens == 12
+    assert evaluate(params, TINY, tokens, 1.0, max_tokens=99).num_tokens == 39
+
+
+# runs.py and runlog.py
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make_checkpoint(run_dir):
+    (Path(run_dir) / "checkpoints" / "step-00000001").mkdir(parents=True)
+
+
+def test_a_lone_word_is_a_name_under_runs(here):
+    Path("data").mkdir()  # a folder that is no run: `--run data` must not write into it
+    assert run_path("data") == Path("runs/data")
+    assert run_path("new") == Path("runs/new")
+    make_checkpoint("here")  # a run in this folder may be named as it is ...
+    assert run_path("here") == Path("here")
+    make_checkpoint("runs/here")  # ... unless runs has one of that name
+    assert run_path("here") == Path("runs/here")
+    for path in ("./data", "data/", "a/b", ".", "..", str(Path("x").absolute())):
+        assert run_path(path) == Path(path)
+
+
+def test_new_runs_are_numbered_and_none_is_shared(here):
+    assert make_run_dir(None, "tiny") == Path("runs/tiny-001")
+    assert make_run_dir(None, "tiny") == Path("runs/tiny-002")
+    assert make_run_dir("mine", "tiny") == make_run_dir("mine", "tiny") == Path("runs/mine")
+    Path("runs/tiny-003").write_text("a file")
+    assert make_run_dir(None, "tiny") == Path("runs/tiny-004")
+
+
+def test_a_run_dir_that_can_not_be(here):
+    Path("runs").write_text("a file")
+    for name in (None, "x"):
+        with pytest.raises(UserError, match="can't make the folder"):
+            make_run_dir(name, "tiny")
+
+
+def test_the_run_saved_last_is_found(here):
+    for i, name in enumerate(["b", "c", "a"]):
+        make_checkpoint(f"runs/{name}")
+        os.utime(f"runs/{name}/checkpoints/step-00000001", (i, i))
+    Path("runs/file").write_text("")
+    assert find_run() == Path("runs/a")
+    assert find_run("b") == Path("runs/b")
+    with pytest.raises(UserError, match=r"no checkpoint in .*d: train one"):
+        find_run("d")
+
+
+def test_a_path_can_be_typed_as_it_is_shown():
+    assert typed(Path("runs/a-1")) == str(Path("runs/a-1"))
+    assert typed("my runs/x")[0] == typed("my runs/x")[-1] in "'\""
+
+
+def test_a_log_forgets_what_will_be_logged_again(tmp_path):
+    log = RunLog(tmp_path, 0, 10)
+    for step in range(1, 6):
+        if step in (1, 4):  # validation stands before the step of the next number
+            log.record(step=step - 1, valid_loss=2.0)
+        log.record(step=step, loss=float(step))
+    log.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # torn by a kill
+    log = RunLog(tmp_path, 3, 10)
+    log.record(step=3, valid_loss=float("nan"))
+    log.close()
+    kept = [tuple(r.values()) for r in read_log(tmp_path)]
+    assert kept == [(0, 2.0), (1, 1.0), (2, 2.0), (3, 3.0), (3, None)]
+
+
+def test_a_log_on_a_full_disk_is_a_sentence(tmp_path):
+    log = RunLog(tmp_path, 0, 10)
+
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            self.write("")
+
+    log.file.close()
+    log.file = Full()
+    with pytest.raises(UserError, match=r"log.jsonl \(No space left on device\): make room"):
+        log.record(step=1, loss=2.0)
+    log.close()  # which would write it once more, and must not complain again
+
+
+# plot.py
+
+
+def write_log(run_dir, records):
+    Path(run_dir).mkdir(exist_ok=True)
+    (Path(run_dir) / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def losses(*values):
+    return [{"step": i + 1, "loss": v} for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        losses(3.0),
+        losses(1e-9, 0.0),  # learned by heart
+        [*losses(3.0, None), {"step": 1, "valid_loss": None}],  # exploded
+        [*losses(3.0), {"step": 0, "valid_loss": 99.0, "floor": 0.2, "title": "a $x$ 日本 _"}],
+    ],
+    ids=["one step", "zero", "not finite", "everything"],
+)
+def test_a_curve_is_drawn(tmp_path, records):
+    pytest.importorskip("matplotlib")
+    write_log(tmp_path, records)
+    path = plot.plot_run(tmp_path)
+    assert path == tmp_path / "loss.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("records", [[], losses(None), [{"step": 0, "valid_loss": 1.0}]])
+def test_no_step_no_curve(tmp_path, records):
+    pytest.importorskip("matplotlib")
+    write_log(tmp_path, records)
+    with pytest.raises(UserError, match="has no training step to draw"):
+        plot.plot_run(tmp_path)
+
+
+def test_plot_as_a_program(here, capsys):
+    pytest.importorskip("matplotlib")
+    assert plot.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no trained model under ")
+    make_checkpoint("runs/a")
+    write_log("runs/a", losses(2.0))
+    for argv in ([], ["a"], ["runs/a"]):
+        assert plot.main(argv) == 0
+        assert capsys.readouterr().out.strip() == str(Path("runs/a/loss.png"))
+    assert plot.main(["--help"]) == 0
