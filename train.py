@@ -30,7 +30,7 @@ import numpy as np
 from npgpt import plan
 from npgpt.backend import select_backend, to_host
 from npgpt.cli import main_with_errors, parse
-from npgpt.data import get_batch, num_windows
+from npgpt.data import get_batch, num_rows
 from npgpt.errors import UserError
 from npgpt.model import count_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
@@ -61,7 +61,9 @@ def train(run, log, peak=None):
                 run.save()
 
             started = time.perf_counter()
-            ids, targets = get_batch(run.train_tokens, s.seed, run.step, rows, s.block_size)
+            ids, targets = get_batch(
+                run.train_tokens, s.seed, run.step, rows, s.block_size, run.starts
+            )
             run.grads.flat[...] = 0.0
             loss = 0.0
             for first in range(0, rows, s.batch_size):
@@ -140,9 +142,11 @@ def print_plan(run):
     s, config = run.settings, run.config
     rows = s.batch_size * s.accumulate
     tokens, total = len(run.train_tokens), (s.steps - run.step) * rows * s.block_size
-    epochs = s.steps * rows / num_windows(run.train_tokens, s.block_size)
+    epochs = s.steps * rows / num_rows(run.train_tokens, s.block_size, run.starts)
     started = time.perf_counter()
-    ids, targets = get_batch(run.train_tokens, s.seed, run.step, s.batch_size, s.block_size)
+    ids, targets = get_batch(
+        run.train_tokens, s.seed, run.step, s.batch_size, s.block_size, run.starts
+    )
     loss = run.workers.loss_and_gradients(
         run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), config
     )
@@ -160,7 +164,8 @@ def print_plan(run):
         f"  data     {tokens:,} tokens to train on, {len(run.valid_tokens):,} to validate, "
         f"{run.bytes_per_token:.2f} bytes a token\n"
         f"  steps    {run.step:,} to {s.steps:,}, {rows} x {s.block_size} tokens each: "
-        f"{total:,} tokens, {epochs:.1f} epochs in all\n"
+        f"{total:,} tokens, {epochs:.1f} epochs in all"
+        f"{'' if run.starts is None else ', each row from the beginning of a document'}\n"
         f"  memory   about {plan.human_bytes(memory)}\n"
         f"  disk     {plan.human_bytes(disk)} for {s.keep} checkpoints and one in the making; "
         f"{plan.human_bytes(free)} are free\n"

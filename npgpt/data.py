@@ -1,9 +1,9 @@
 """Text to tokens, and tokens to batches.
 
 A text is a list of documents, with `<|endoftext|>` between them. Each document becomes its
-tokens and one end-of-text token; all of them in a row are the training data, one long
-array of ids. The model never sees where a batch was cut: it reads T tokens, and the target
-at each place is the token that follows.
+tokens, with an end-of-text token before and after it; all of them in a row are the training
+data, one long array of ids. The model reads rows of T tokens, and the target at each place is
+the token that follows.
 
 Batches are a pure function of (seed, step). Nothing is remembered between steps, so
 resuming at step 1200 gives the batch that step 1200 would have had, and k micro-batches of
@@ -13,6 +13,11 @@ B rows are the rows of one batch of k·B.
     overlap by one (the last target of a window is the first input of the next), and goes
     through them in a random order: every token is read once an epoch. The next epoch has
     another phase and another order.
+
+    Where nearly all documents fit into the context, a row begins with a document instead,
+    and runs on into the next ones: an epoch is every document in a random order. A window
+    that begins in mid-story asks who "she" is when the answer was cut off, and a model
+    that is often asked such questions is slow to learn to look back.
 """
 
 import functools
@@ -90,19 +95,20 @@ def split_validation(documents, fraction):
 
 
 def encode_documents(documents, tokenizer, progress=None):
-    """Encode each document, followed by end-of-text if the tokenizer has such a token.
+    """Encode all documents in a row, end-of-text between, before and after them.
 
     Args:    documents, an iterable of str; tokenizer; progress, called with 1 after each.
-    Returns: tokens (N,) uint16, or uint32 for a vocabulary of more than 65,536.
+    Returns: tokens (N,) uint16, or uint32 for a vocabulary of more than 65,536. Without an
+             end-of-text token in the vocabulary, nothing stands between.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
-    pieces = []
+    pieces = [np.array(end, dtype)]
     for document in documents:
         pieces.append(np.array(tokenizer.encode(document) + end, dtype))
         if progress is not None:
             progress(1)
-    return np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+    return np.concatenate(pieces)
 
 
 def save_tokens(path, tokens):
@@ -165,31 +171,53 @@ def check_length(tokens, block_size, what):
         )
 
 
-def num_windows(tokens, block_size):
-    """How many windows an epoch has, whatever its phase: 1 or more."""
-    return max(1, (len(tokens) - block_size) // block_size)
+def document_starts(tokens, end_of_text, block_size):
+    """Where documents begin, if they are worth beginning a row with.
+
+    Args:    tokens (N,); end_of_text, its id, or None; block_size T.
+    Returns: the places of the end-of-text tokens before each document (M,), or None if more
+             than one document in a hundred is longer than T, or their ends are not marked.
+    """
+    if end_of_text is None:
+        return None
+    ends = np.flatnonzero(tokens == end_of_text)  # (M + 1,)
+    if len(ends) < 3 or np.mean(np.diff(ends) > block_size) > 0.01:
+        return None
+    return ends[:-1]
+
+
+def full_rows(starts, num_tokens, block_size):
+    """Those of the starts that have a whole row of T + 1 tokens before the end."""
+    return None if starts is None else starts[starts + block_size < num_tokens]
+
+
+def num_rows(tokens, block_size, starts=None):
+    """How many rows an epoch has, 1 or more: windows of T tokens, or documents."""
+    return max(1, (len(tokens) - block_size) // block_size) if starts is None else len(starts)
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_starts(num_tokens, block_size, windows, seed, epoch):
-    """Where the windows of an epoch begin, in the order of reading: (windows,)."""
+def _epoch(seed, epoch, rows, slack):
+    """An epoch's phase, at most slack, and the order of its rows (rows,)."""
     rng = np.random.default_rng([seed, 1, epoch])
-    slack = num_tokens - 1 - windows * block_size  # what the windows leave over, at either end
     phase = int(rng.integers(0, slack + 1))
-    return phase + block_size * rng.permutation(windows)
+    return phase, rng.permutation(rows)
 
 
-def get_batch(tokens, seed, step, batch_size, block_size):
+def get_batch(tokens, seed, step, batch_size, block_size, starts=None):
     """Cut the batch of a step from the data: a pure function of its arguments.
 
     Args:    tokens (N,), N > block_size; seed; step, from 0; batch_size, all rows of the step;
-             block_size T.
+             block_size T; starts, None or where rows begin (M,), from full_rows.
     Returns: ids, targets (batch_size, T) int64; targets are the ids one place later.
     """
-    windows = num_windows(tokens, block_size)
-    rows = np.empty((batch_size, block_size + 1), np.int64)
+    n = num_rows(tokens, block_size, starts)
+    slack = max(0, len(tokens) - 1 - n * block_size)  # what windows leave over, at either end
+    batch = np.empty((batch_size, block_size + 1), np.int64)
     for r in range(batch_size):
-        epoch, place = divmod(step * batch_size + r, windows)
-        start = _epoch_starts(len(tokens), block_size, windows, seed, epoch)[place]
-        rows[r] = tokens[start : start + block_size + 1]
-    return rows[:, :-1], rows[:, 1:]
+        epoch, place = divmod(step * batch_size + r, n)
+        phase, order = _epoch(seed, epoch, n, slack)
+        row = order[place]
+        start = phase + block_size * row if starts is None else starts[row]
+        batch[r] = tokens[start : start + block_size + 1]
+    return batch[:, :-1], batch[:, 1:]

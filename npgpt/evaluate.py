@@ -3,9 +3,11 @@
 Every token but the first is predicted once, with at least half a context before it (or all
 that there is): windows of T tokens move on by T/2, and only their second half counts. A cut
 into T tokens side by side would ask for the first token of each window out of nothing,
-and the loss would say more about the cutting than about the model.
+and the loss would say more about the cutting than about the model. Where documents fit into the
+context, each is a text of its own, and every token has all of its document before it.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -38,31 +40,36 @@ class Evaluation:
         return self.loss * self.num_tokens / (math.log(2.0) * self.num_bytes)
 
 
-def evaluation_windows(num_tokens, block_size):
+def evaluation_windows(num_tokens, block_size, starts=None):
     """Cut a text of num_tokens so that each token but the first is a counted target once.
 
+    Args:    num_tokens; block_size; starts, None or where documents begin, 0 the first: no
+             window then reaches back beyond the start of its document.
     Returns: a list of (start, stop, counted): the inputs are tokens[start:stop], the targets
              the tokens one later, of which the last `counted` count.
     """
-    stride = max(1, block_size // 2)
-    windows, done = [], 0  # done: how many targets, tokens 1 … done, have been counted
-    while done < num_tokens - 1:
-        new = min(block_size if done == 0 else stride, num_tokens - 1 - done)
-        stop = done + new
-        windows.append((max(0, stop - block_size), stop, new))
-        done = stop
+    stride, windows = max(1, block_size // 2), []
+    bounds = [0, num_tokens - 1] if starts is None else [*starts, num_tokens - 1]
+    for first, last in itertools.pairwise(bounds):
+        done = first  # up to where the targets, tokens first + 1 … last, have been counted
+        while done < last:
+            stop = min(done + (block_size if done == first else stride), last)
+            windows.append((max(first, stop - block_size), stop, stop - done))
+            done = stop
     return windows
 
 
 def evaluate(
-    params, config, tokens, bytes_per_token, batch_size=16, max_tokens=None, xp=np, map=map
+    params, config, tokens, bytes_per_token, batch_size=16, max_tokens=None, starts=None,
+    xp=np, map=map,
 ):  # fmt: skip
     """Mean loss over a text, every token with at least half a context before it.
 
     Args:    params, config; tokens (N,), N ≥ 2; bytes_per_token of this text, for bits per
              byte; batch_size, windows at a time; max_tokens, None for the whole text or how
-             much of its beginning; xp, the array module of the params; map, how to go
-             through the batches: parallel.Workers.map does it on several threads.
+             much of its beginning; starts, as in evaluation_windows; xp, the array module of
+             the params; map, how to go through the batches: parallel.Workers.map does it on
+             several threads.
     Returns: Evaluation.
     """
     tokens = np.asarray(tokens[:max_tokens], np.int64)
@@ -76,7 +83,9 @@ def evaluate(
         loss, _ = cross_entropy_forward(logits[:, -counted:], targets)  # ()
         return float(to_host(loss)) * counted * len(batch)
 
-    windows = evaluation_windows(len(tokens), config.block_size)
+    if starts is not None:
+        starts = starts[starts < len(tokens) - 1]
+    windows = evaluation_windows(len(tokens), config.block_size, starts)
     n = len(tokens) - 1
     return Evaluation(sum(map(nats, _batches(windows, batch_size))) / n, n, n * bytes_per_token)
 

@@ -159,9 +159,12 @@ class Parameters(dict):
 def init_parameters(config, seed, dtype=np.float32):
     """Draw the weights at the start of training.
 
-    Matrices are normal with standard deviation 0.02, gains are 1. Each block adds to
-    the stream twice, so wo and w_down, the last matrix of each branch, are drawn
-    smaller by √(2L): then the stream at the top has the same size whatever the depth.
+    Gains are 1, matrices are normal with standard deviation 1/√C. So the rows of wte have
+    length 1, a normalised row of C channels keeps its size through a matrix, the first
+    scores of attention are of size 1, and so are the first logits: the first loss is about
+    log V + ½. Each block adds to the stream twice, so wo and w_down, the last matrix of
+    each branch, are drawn smaller by √(2L): then the stream at the top has the same size
+    whatever the depth.
 
     Args:    config; seed, an int; dtype of the flat buffer.
     Returns: Parameters, on the host.
@@ -173,7 +176,7 @@ def init_parameters(config, seed, dtype=np.float32):
             w[...] = 1.0
         else:
             last_of_branch = name.endswith((".wo", ".w_down"))
-            std = 0.02 * ((2 * config.n_layer) ** -0.5 if last_of_branch else 1.0)
+            std = config.n_embd**-0.5 * ((2 * config.n_layer) ** -0.5 if last_of_branch else 1.0)
             w[...] = std * rng.standard_normal(w.shape, dtype=np.float32)
     return params
 

@@ -13,7 +13,9 @@ from npgpt.backend import to_host
 from npgpt.checkpoint import save_checkpoint, write_atomic
 from npgpt.data import (
     check_length,
+    document_starts,
     encode_documents,
+    full_rows,
     load_tokens,
     read_text,
     save_tokens,
@@ -56,6 +58,20 @@ class Run:
     valid_loss: float = math.nan  # the last one measured
 
     @functools.cached_property
+    def starts(self):
+        """Where the rows of a batch begin, if with documents: see data.document_starts."""
+        T, tokens = self.config.block_size, self.train_tokens
+        starts = document_starts(tokens, self.tokenizer.end_of_text, T)
+        return full_rows(starts, len(tokens), T)
+
+    @functools.cached_property
+    def valid_starts(self):
+        """Where the documents of the validation text begin, if rows begin with documents."""
+        if self.starts is None:
+            return None
+        return np.flatnonzero(self.valid_tokens == self.tokenizer.end_of_text)[:-1]
+
+    @functools.cached_property
     def data_sha256(self):
         return tokens_sha256(self.train_tokens, self.valid_tokens)
 
@@ -63,8 +79,8 @@ class Run:
         """Measure the loss over the validation text, or over its beginning, and log it."""
         result = evaluate(
             self.params, self.config, self.valid_tokens, self.bytes_per_token,
-            batch_size=self.settings.batch_size, max_tokens=max_tokens, xp=self.xp,
-            map=self.workers.map,
+            batch_size=self.settings.batch_size, max_tokens=max_tokens,
+            starts=self.valid_starts, xp=self.xp, map=self.workers.map,
         )  # fmt: skip
         self.valid_loss = result.loss
         log.record(
@@ -164,6 +180,8 @@ def new_run(settings, xp):
 
     params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
     grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
+    # What the text and its nats are spread over: every token but the first end-of-text.
+    told = len(valid_tokens) - (tokenizer.end_of_text is not None)
 
     run_dir = make_run_dir(s.run, s.preset)
     tokens_dir = run_dir / "tokens"
@@ -177,8 +195,8 @@ def new_run(settings, xp):
         dir=run_dir, settings=s, config=config, tokenizer=tokenizer,
         train_tokens=load_tokens(tokens_dir / "train.npy", config.vocab_size),
         valid_tokens=load_tokens(tokens_dir / "valid.npy", config.vocab_size),
-        bytes_per_token=sum(len(d.encode()) for d in validation) / len(valid_tokens),
-        floor=None if nats is None else nats / len(valid_tokens),
+        bytes_per_token=sum(len(d.encode()) for d in validation) / told,
+        floor=None if nats is None else nats / told,
         params=params, grads=grads, optimizer=optimizer,
         workers=Workers(params, s.threads), xp=xp,
     )  # fmt: skip

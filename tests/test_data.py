@@ -9,10 +9,12 @@ import pytest
 from npgpt import data
 from npgpt.data import (
     check_length,
+    document_starts,
     encode_documents,
+    full_rows,
     get_batch,
     load_tokens,
-    num_windows,
+    num_rows,
     read_text,
     save_tokens,
     split_documents,
@@ -27,7 +29,7 @@ from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 def epoch_rows(n, T, seed, epoch):
     """The inputs of one epoch over the tokens 0, 1, …, n − 1, where a token is its own place."""
-    windows = num_windows(np.arange(n), T)
+    windows = num_rows(np.arange(n), T)
     rows = [get_batch(np.arange(n), seed, epoch * windows + i, 1, T)[0][0] for i in range(windows)]
     return np.array(rows)
 
@@ -65,7 +67,7 @@ def test_targets_are_the_next_tokens():
 def test_a_batch_depends_on_seed_and_step_alone():
     tokens = np.arange(400)
     alone = get_batch(tokens, 1, 60, 4, 16)[0]
-    data._epoch_starts.cache_clear()
+    data._epoch.cache_clear()
     for step in (3, 99, 0):
         get_batch(tokens, 2, step, 4, 16)
     assert np.array_equal(get_batch(tokens, 1, 60, 4, 16)[0], alone)
@@ -94,17 +96,53 @@ def test_the_shortest_text_is_one_window():
     assert np.array_equal(targets, [np.arange(1, 17)] * 3)
 
 
+# Rows that begin with documents. In these texts, 0 is the end-of-text token.
+
+
+def short_documents(count, longest, rng):
+    """0 a a a 0 b b 0 …: each document is one number, repeated up to `longest` times."""
+    pieces = [[0]] + [[i + 1] * int(rng.integers(1, longest + 1)) + [0] for i in range(count)]
+    return np.concatenate(pieces)
+
+
+def test_rows_begin_with_documents_that_fit():
+    tokens = short_documents(40, 6, np.random.default_rng(0))
+    starts = full_rows(document_starts(tokens, 0, 8), len(tokens), 8)
+    assert len(starts) >= 40 - 8
+    seen = []
+    for step in range(len(starts)):
+        ids, targets = get_batch(tokens, 1, step, 1, 8, starts)
+        assert ids[0, 0] == 0 and np.array_equal(ids[0, 1:], targets[0, :-1])
+        seen.append(int(ids[0, 1]))
+    assert sorted(seen) == list(range(1, len(starts) + 1)), "an epoch is every document once"
+    again = [int(get_batch(tokens, 1, len(starts) + i, 1, 8, starts)[0][0, 1]) for i in range(9)]
+    assert again != seen[:9], "the next epoch has another order"
+
+
+def test_long_documents_are_cut_like_one_text():
+    tokens = short_documents(40, 6, np.random.default_rng(0))
+    assert document_starts(tokens, 0, 4) is None
+    assert document_starts(tokens, None, 8) is None
+    assert document_starts(np.array([0, 1, 2, 0]), 0, 8) is None, "a single document"
+    assert full_rows(None, 10, 4) is None
+
+
+def test_one_long_document_in_a_hundred_is_cut():
+    tokens = np.concatenate([short_documents(199, 6, np.random.default_rng(0)), [200] * 30, [0]])
+    assert len(document_starts(tokens, 0, 8)) == 200
+
+
 # Documents.
 
 
-def test_each_document_ends_with_end_of_text():
+def test_end_of_text_stands_around_each_document():
     tok = CharTokenizer.train(["ab"], special_tokens=[END_OF_TEXT])
     done = []
     tokens = encode_documents(["ab", "b"], tok, progress=done.append)
-    assert tokens.tolist() == [0, 1, 2, 1, 2]
+    assert tokens.tolist() == [2, 0, 1, 2, 1, 2]
     assert tokens.dtype == np.uint16
     assert done == [1, 1]
-    assert encode_documents([], tok).tolist() == []
+    assert encode_documents([], tok).tolist() == [2]
 
 
 def test_a_tokenizer_without_end_of_text_adds_none():
@@ -121,7 +159,7 @@ def test_tokens_decode_to_the_documents():
     documents = ["the owl sat.", "è 日本 \n\n x"]
     tok = BPETokenizer.train(documents, 260)
     text = tok.decode(encode_documents(documents, tok).tolist())
-    assert text == "".join(d + END_OF_TEXT for d in documents)
+    assert text == END_OF_TEXT + "".join(d + END_OF_TEXT for d in documents)
 
 
 def test_split_documents():

@@ -158,7 +158,7 @@ def test_every_target_counts_once_with_half_a_context(n, T):
 @pytest.mark.parametrize("n", [2, 6, 7, 8, 31])
 def test_the_loss_is_the_naive_one(n):
     params = init_parameters(TINY, 3, dtype=np.float64)
-    params.flat[:] *= 20.0  # far from a uniform guess
+    params.flat[:] *= 1.5  # far from a uniform guess
     tokens = np.random.default_rng(n).integers(0, 11, n)
     losses = []
     for start, stop, new in evaluation_windows(n, TINY.block_size):
@@ -173,6 +173,28 @@ def test_the_loss_is_the_naive_one(n):
         assert result.perplexity == pytest.approx(np.exp(np.mean(losses)))
         bits = np.sum(losses) / np.log(2) / (2.5 * (n - 1))
         assert result.bits_per_byte == pytest.approx(bits)
+
+
+def test_a_document_is_a_text_of_its_own():
+    starts = np.array([0, 5, 6, 26])
+    counted = []
+    for start, stop, new in evaluation_windows(30, 8, starts):
+        first = starts[starts <= stop - new].max()  # of the document that the targets are in
+        assert first <= start and stop - start <= 8
+        assert start == first or new <= 4, "less than half a context"
+        counted += range(stop - new + 1, stop + 1)
+    assert counted == list(range(1, 30))
+
+
+def test_documents_do_not_see_each_other():
+    params = init_parameters(TINY, 3)
+    text = np.array([0, 1, 2, 0, 3, 4, 0])
+    parts = [evaluate(params, TINY, t, 1.0) for t in (text[:4], text[3:])]
+    whole = evaluate(params, TINY, text, 1.0, starts=np.array([0, 3]))
+    assert whole.loss == pytest.approx(np.mean([p.loss for p in parts]), rel=1e-6)
+    assert whole.loss != pytest.approx(evaluate(params, TINY, text, 1.0).loss, rel=1e-4)
+    part = evaluate(params, TINY, text, 1.0, max_tokens=4, starts=np.array([0, 3]))
+    assert part.loss == pytest.approx(parts[0].loss, rel=1e-6)
 
 
 def test_a_model_that_knows_nothing():
