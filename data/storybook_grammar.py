@@ -79,16 +79,11 @@ DECKS = {
         """,
     ),
     "name": {
-        "girls": people("Lily Mia Anna Rosa Ella Nora Ivy Clara Ruby Maya June Zoe", ""),
-        "boys": people("", "Tom Ben Max Leo Finn Oscar Jack Theo Hugo Noah Eli Sam"),
-        "animals": people(
-            "Dot Hazel Clover Pepper Daisy Poppy", "Pip Moss Button Biscuit Tumble Chip"
-        ),
+        "girls": people("Lily Mia Rosa Nora Ruby Zoe", ""),
+        "boys": people("", "Tom Ben Max Leo Finn Oscar"),
+        "animals": people("Hazel Clover Daisy", "Pip Moss Button"),
     },
-    "trait": words(
-        "curious, gentle, clever, quiet, dreamy, polite, lively, thoughtful, merry, eager, "
-        "patient, kind"
-    ),
+    "trait": words("curious, gentle, clever, quiet, merry, eager"),
     "home": words("cottage, cabin, castle, tower, lighthouse, barn, windmill, tree house"),
     "hobby": deck(
         "* past ing",
@@ -103,7 +98,7 @@ DECKS = {
         """,
     ),
     "colour": words("red, blue, green, yellow, white, golden, silver, brown"),
-    "thing": words("kite, ball, drum, boat, hat, scarf, lantern, basket, bell, doll, flag, ring"),
+    "thing": words("kite, ball, drum, boat, hat, lantern, bell, ring"),
     "place": deck(
         "* at to",
         """
@@ -113,8 +108,6 @@ DECKS = {
         garden | in the garden | to the garden
         orchard | in the orchard | to the orchard
         pond | at the pond | to the pond
-        bridge | at the old bridge | to the old bridge
-        lake | by the lake | to the lake
         forest | in the forest | to the forest
         market | at the market | to the market
         """,

@@ -159,12 +159,12 @@ class Parameters(dict):
 def init_parameters(config, seed, dtype=np.float32):
     """Draw the weights at the start of training.
 
-    Gains are 1, matrices are normal with standard deviation 1/√C. So the rows of wte have
-    length 1, a normalised row of C channels keeps its size through a matrix, the first
-    scores of attention are of size 1, and so are the first logits: the first loss is about
-    log V + ½. Each block adds to the stream twice, so wo and w_down, the last matrix of
-    each branch, are drawn smaller by √(2L): then the stream at the top has the same size
-    whatever the depth.
+    Gains are 1. The rows of wte have length 1, so that each token begins as somebody: the
+    standard deviation is 1/√C, the first logits are of size 1, and the first loss is about
+    log V + ½. All other matrices begin small, at 0.02, so that what they learn soon
+    outweighs what they were drawn as. Each block adds to the stream twice, so wo and
+    w_down, the last matrix of each branch, are drawn smaller still, by √(2L): then the
+    stream at the top has the same size whatever the depth.
 
     Args:    config; seed, an int; dtype of the flat buffer.
     Returns: Parameters, on the host.
@@ -175,8 +175,9 @@ def init_parameters(config, seed, dtype=np.float32):
         if w.ndim == 1:
             w[...] = 1.0
         else:
-            last_of_branch = name.endswith((".wo", ".w_down"))
-            std = config.n_embd**-0.5 * ((2 * config.n_layer) ** -0.5 if last_of_branch else 1.0)
+            std = config.n_embd**-0.5 if name == "wte" else 0.02
+            if name.endswith((".wo", ".w_down")):
+                std *= (2 * config.n_layer) ** -0.5
             w[...] = std * rng.standard_normal(w.shape, dtype=np.float32)
     return params
 
