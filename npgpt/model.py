@@ -159,23 +159,28 @@ class Parameters(dict):
 def init_parameters(config, seed, dtype=np.float32):
     """Draw the weights at the start of training.
 
-    Gains are 1. The rows of wte have length 1, so that each token begins as somebody: the
-    standard deviation is 1/√C, the first logits are of size 1, and the first loss is about
-    log V + ½. All other matrices begin small, at 0.02, so that what they learn soon
-    outweighs what they were drawn as. Each block adds to the stream twice, so wo and
-    w_down, the last matrix of each branch, are drawn smaller still, by √(2L): then the
-    stream at the top has the same size whatever the depth.
+    Gains are 1. Matrices are normal with standard deviation 1/√C, so that a normalised row
+    of C channels keeps its size through a matrix, and the first scores of attention are of
+    size 1. Each block adds to the stream twice, so wo and w_down, the last matrix of each
+    branch, are drawn smaller by √(2L): the stream at the top then has the same size
+    whatever the depth.
+
+    A wte of its own begins at size 1, for the stream should not forget which token it
+    began as while the blocks learn what to add; and its lm_head at 0.02, for a model that
+    has seen nothing should say that all tokens are alike: the first loss is log V. A tied
+    table cannot be both: it is drawn like the other matrices.
 
     Args:    config; seed, an int; dtype of the flat buffer.
     Returns: Parameters, on the host.
     """
     params = Parameters(config, np.zeros(count_parameters(config), dtype))
     rng = np.random.default_rng([seed, 0])
+    untied = {"wte": 1.0, "lm_head": 0.02}
     for name, w in params.items():
         if w.ndim == 1:
             w[...] = 1.0
         else:
-            std = config.n_embd**-0.5 if name == "wte" else 0.02
+            std = config.n_embd**-0.5 if config.tie else untied.get(name, config.n_embd**-0.5)
             if name.endswith((".wo", ".w_down")):
                 std *= (2 * config.n_layer) ** -0.5
             w[...] = std * rng.standard_normal(w.shape, dtype=np.float32)
