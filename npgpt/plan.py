@@ -62,7 +62,7 @@ def measure_matmul_peak(workers, size=768, repeats=4):
 
 def peak_memory_bytes():
     """The largest memory this process has had, or None where the system does not tell."""
-    with contextlib.suppress(OSError, IndexError):  # Linux; getrusage there counts the parent process too
+    with contextlib.suppress(OSError, IndexError):  # Linux, where getrusage counts the parent too
         status = Path("/proc/self/status").read_text("ascii")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     try:
