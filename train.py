@@ -34,6 +34,7 @@ from npgpt.data import get_batch, num_rows
 from npgpt.errors import UserError
 from npgpt.model import count_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
+from npgpt.parallel import keep_freed_memory
 from npgpt.plot import plot_run
 from npgpt.runlog import RunLog
 from npgpt.runs import typed
@@ -188,6 +189,7 @@ def main(settings, given):
     Returns: the exit status: 0 finished, 130 interrupted.
     """
     xp = select_backend(settings.backend)
+    keep_freed_memory()
     if settings.resume:
         run = resumed_run(settings, given, xp)
     else:

@@ -37,7 +37,7 @@ class Settings:
     batch_size: int = option(8, "rows that go through the model at a time")
     accumulate: int = option(1, "batches whose gradients are added up before a step")
     threads: int | None = option(None, "pieces of a batch side by side (default: all processors)")
-    steps: int = option(2200, "optimizer steps")
+    steps: int = option(3000, "optimizer steps")
     lr: float = option(4e-3, "largest learning rate")
     min_lr: float = option(1e-5, "learning rate at the end")
     warmup_steps: int = option(50, "steps of linear growth to --lr")
