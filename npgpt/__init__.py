@@ -15,6 +15,7 @@ Reading order
     optim.py       what to do with a gradient: clipping, the schedule, AdamW
     tokenizer/     text to numbers and back
     data.py        numbers to batches
+    parallel.py    one batch on several threads
     ../train.py    the loop that puts it together
     sampling.py    one token after another, with a memory of keys and values
     ../gradcheck/  why you may believe all of the above
