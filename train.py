@@ -167,7 +167,7 @@ def print_plan(run):
         f"  steps    {run.step:,} to {s.steps:,}, {rows} x {s.block_size} tokens each: "
         f"{total:,} tokens, {epochs:.1f} epochs in all"
         f"{'' if run.starts is None else ', each row from the beginning of a document'}\n"
-        f"  memory   about {plan.human_bytes(memory)}\n"
+        f"  memory   about {plan.human_bytes(memory)} of arrays, beside Python and the text\n"
         f"  disk     {plan.human_bytes(disk)} for {s.keep} checkpoints and one in the making; "
         f"{plan.human_bytes(free)} are free\n"
         f"  time     about {plan.human_time(step_seconds * (s.steps - run.step))}, "

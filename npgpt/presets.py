@@ -12,7 +12,7 @@ PRESETS = {
         tie=True, batch_size=8, steps=60, lr=3e-3, min_lr=3e-4, warmup_steps=10,
         eval_every=20, save_every=20, log_every=10,
     ),
-    # A few million parameters for a few megabytes of stories, overnight on a laptop.
+    # A few million parameters for a few megabytes of stories, within hours on a laptop.
     "tinystories-4m": dict(
         data=None, tie=True, vocab_size=2_000, block_size=128, n_layer=6, n_head=8, n_embd=224,
         n_hidden=640, batch_size=16, steps=8_000, lr=1e-3, min_lr=1e-4, warmup_steps=200,
