@@ -38,7 +38,7 @@ class Settings:
     accumulate: int = option(1, "batches whose gradients are added up before a step")
     threads: int | None = option(None, "pieces of a batch side by side (default: all processors)")
     steps: int = option(3000, "optimizer steps")
-    lr: float = option(4e-3, "largest learning rate")
+    lr: float = option(7e-3, "largest learning rate")
     min_lr: float = option(1e-5, "learning rate at the end")
     warmup_steps: int = option(50, "steps of linear growth to --lr")
     beta1: float = option(0.9, "AdamW: memory of the gradient")
