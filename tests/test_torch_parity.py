@@ -410,7 +410,8 @@ def test_two_hundred_steps_in_float32():
     far the two may part depends on the model and the data: it has to be measured. The measure is
     the same run in float64, where npgpt and torch part by 1e-15. torch's own float32 curve
     leaves it by 3.3e-7 to 5.6e-7 at the worst step, npgpt's by 2.4e-7 to 4.5e-7 (six
-    runs, from smaller first weights than today's), and a loss of 3.5 can only be written to 2.4e-7. The bound is three times torch's own
+    runs, from smaller first weights than today's), and
+    a loss of 3.5 can only be written to 2.4e-7. The bound is three times torch's own
     distance and one unit in the last place. It is tight: a weight decay of 0.101 in place of
     0.1 leaves the curve by 100 times as much.
     """
