@@ -5,6 +5,10 @@ on whatever it is given; only where numbers enter the device and where they leav
 the program need to know, and both doors are here.
 """
 
+import importlib.util
+import os
+from functools import lru_cache
+
 import numpy as np
 
 from npgpt.errors import UserError
@@ -45,3 +49,13 @@ def select_backend(name):
 def to_host(array):
     """A NumPy array of the same numbers: the door out. A NumPy array comes back as it is."""
     return array if isinstance(array, np.ndarray | np.generic) else array.get()
+
+
+@lru_cache(maxsize=1)
+def kernels_enabled():
+    """Whether compiled kernels may take the place of the text: Numba is here, and not unwanted.
+
+    NPGPT_KERNELS=off runs the text everywhere.
+    """
+    wanted = os.environ.get("NPGPT_KERNELS", "").strip().lower() not in ("off", "0", "no", "false")
+    return wanted and importlib.util.find_spec("numba") is not None
