@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python generate.py --temperature 0 --prompt "The"  no chance: always the likeliest token
   echo "The king" | python generate.py               a prompt from another program
   python generate.py --run shakespeare --seed 7      a run by its name; another seed, another text
+  python generate.py --dtype int8 --num-samples 100  a large model, several times as fast
   python generate.py --model stories260K.bin --tokenizer-file tok512.bin
 
 Without --prompt, in a terminal, each line you type continues the story, an empty line begins a
@@ -58,6 +59,11 @@ class Settings:
     seed: int = option(0, "the same seed, the same texts")
     out: str | None = option(None, "write the texts into a file, once complete", metavar="FILE")
     backend: str = option("numpy", "numpy on a CPU, cupy on a GPU", choices=("numpy", "cupy"))
+    dtype: str = option(
+        "float32", "what the weights are rounded to: bf16 and int8 are less exact, and faster",
+        choices=("float32", "bf16", "int8"),
+    )  # fmt: skip
+    threads: int | None = option(None, "how many compute (default: as many as turn out fastest)")
 
     def __post_init__(self):
         for good, name, rule in (
@@ -67,6 +73,7 @@ class Settings:
             (self.top_k >= 0, "top_k", "0, which means all tokens, or more"),
             (0 < self.top_p <= 1, "top_p", "above 0, and at most 1, which means all tokens"),
             (self.seed >= 0, "seed", "0 or more"),
+            (self.threads is None or self.threads >= 1, "threads", "at least 1"),
         ):
             if not good:
                 spelling = f"--{name.replace('_', '-')}"
@@ -81,10 +88,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Model:
-    """What it takes to write: config, params on the chosen device, tok, and a line about it."""
+    """What it takes to write.
+
+    Attributes: config; params, on the chosen device; decoder, who reads them; tok; about, a line
+             of text.
+    """
 
     config: Any
     params: Any
+    decoder: Any
     tok: Any
     about: str
 
@@ -101,6 +113,8 @@ def main(settings):
         and settings.out is None
         and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     )
+    if settings.threads is not None:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
     model = open_model(settings)
     say(model.about)
     if talk:
@@ -218,7 +232,7 @@ def stream(model, ids, settings, numbers, from_scratch):
     steps = generate(
         model.params, model.config, np.tile(np.array(ids), (len(numbers), 1)),
         settings.max_new_tokens, sample_rngs(settings.seed, numbers), settings.temperature,
-        settings.top_k, settings.top_p, end,
+        settings.top_k, settings.top_p, end, model.decoder,
     )  # fmt: skip
     for step in steps:
         pieces = [
@@ -281,6 +295,7 @@ def open_model(settings):
     """
     from npgpt.backend import select_backend
     from npgpt.model import GPTConfig, Parameters, count_parameters
+    from npgpt.sampling import make_decoder
 
     xp = select_backend(settings.backend)
     if settings.model is not None:
@@ -312,7 +327,9 @@ def open_model(settings):
             "they do not belong together"
         )
     about += f", {count_parameters(config):,} parameters"
-    return Model(config, Parameters(config, xp.asarray(params.flat)), tok, about)
+    params = Parameters(config, xp.asarray(params.flat))
+    decoder = make_decoder(params, config, settings.dtype, settings.threads)
+    return Model(config, params, decoder, tok, about)
 
 
 def find_checkpoint(run):

@@ -2,10 +2,14 @@
 
     python train.py                                 a storybook, under three minutes on two cores
     python train.py --data mybook.txt               your own text: a file, or a folder of them
-    python train.py --preset tinystories-4m --data TinyStories.txt
-    python train.py --backend cupy --data TinyStories.txt
+    python train.py --data shakespeare --tokenizer char
+    python train.py --data tinystories --preset tinystories-4m
+    python train.py --data tinystories --backend cupy
     python train.py --resume                        go on with the run that was stopped last
     python generate.py                              hear what it has learned
+
+A text that is fetched, and the tokens that a text becomes, are kept for the next run: in the user's
+cache, or in the folder that the environment variable NPGPT_DATA names.
 
 The loop is `train`, and fits on one screen. What it works on is made in npgpt/training.py.
 """
@@ -52,7 +56,7 @@ def train(run, log, peak=None):
     s, xp = run.settings, run.xp
     rows = s.batch_size * s.accumulate
     losses, seconds = [], []  # since the last log line
-    with Interrupt() as interrupt:
+    with contextlib.closing(run.batches()) as batches, Interrupt() as interrupt:
         while run.step < s.steps and not interrupt.asked:
             if run.step % s.eval_every == 0:
                 run.validate(log, s.eval_tokens)
@@ -62,9 +66,7 @@ def train(run, log, peak=None):
                 run.save()
 
             started = time.perf_counter()
-            ids, targets = get_batch(
-                run.train_tokens, s.seed, run.step, rows, s.block_size, run.starts
-            )
+            ids, targets = next(batches)  # of this step: run.batches begins with run.step
             run.grads.flat[...] = 0.0
             loss = 0.0
             for first in range(0, rows, s.batch_size):
@@ -73,7 +75,7 @@ def train(run, log, peak=None):
                     run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
                     run.config, scale=1.0 / s.accumulate,
                 )  # fmt: skip
-            norm = clip_gradient(run.grads.flat, s.clip)
+            norm = clip_gradient(run.grads.flat, s.clip, run.workers.map)
             if not math.isfinite(norm):  # before the update: the weights are still whole
                 run.save()
                 raise UserError(
@@ -81,7 +83,7 @@ def train(run, log, peak=None):
                     f"are saved in {run.dir}: start a new run with a smaller --lr than {s.lr}"
                 )
             lr = cosine_schedule(run.step, s.warmup_steps, s.steps, s.lr, s.min_lr)
-            run.optimizer.update(run.params.flat, run.grads.flat, lr)
+            run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map)
             run.step += 1
 
             losses.append(float(to_host(loss)) / s.accumulate)

@@ -258,14 +258,19 @@ def stories(seed):
         yield Story("".join(out)[1:], nats)  # without the space that leads every sentence
 
 
-def generate(num_words, seed):
-    """The first stories of a seed that have at least `num_words` words together: list[Story]."""
-    told, count = [], 0
+def told(num_words, seed):
+    """Tell the first stories of a seed, one by one, until they have `num_words` words together."""
+    count = 0
     for story in stories(seed):
         if count >= num_words:
-            return told
-        told.append(story)
+            return
+        yield story
         count += len(story.text.split())
+
+
+def generate(num_words, seed):
+    """The first stories of a seed that have at least `num_words` words together: list[Story]."""
+    return list(told(num_words, seed))
 
 
 def corpus_text(told):

@@ -83,21 +83,13 @@ DECKS = {
         "boys": people("", "Tom Ben Max Leo Finn Oscar"),
         "animals": people("Hazel Clover Daisy", "Pip Moss Button"),
     },
-    "trait": words("curious, gentle, clever, quiet, merry, eager"),
+    "trait": words("curious, gentle, clever, cheerful, merry, eager"),
     "home": words("cottage, cabin, castle, tower, lighthouse, barn, windmill, tree house"),
-    "hobby": deck(
-        "* past ing",
-        """
-        sing songs | sang songs | singing songs
-        make up rhymes | made up rhymes | making up rhymes
-        dance | danced | dancing
-        play the flute | played the flute | playing the flute
-        hop and skip | hopped and skipped | hopping and skipping
-        count birds | counted birds | counting birds
-        pick flowers | picked flowers | picking flowers
-        """,
+    "hobby": words(
+        "singing songs, making up rhymes, dancing, playing the flute, climbing trees, "
+        "counting birds, picking flowers"
     ),
-    "colour": words("red, blue, green, yellow, white, golden, silver, brown"),
+    "colour": words("red, blue, green, yellow, purple, golden, silver, orange"),
     "thing": words("kite, ball, drum, boat, hat, lantern, bell, ring"),
     "place": deck(
         "* at to",
@@ -220,7 +212,7 @@ PHRASES = {
     "cried": "[2:cried|called|shouted]",
     "how": "[3:| kindly| softly| gently| with a smile| at once]",
     "old": "[wise|kind|busy|friendly|gray|quiet]",
-    "brown": "[2:|brown |gray |green ]",
+    "brown": "[2:|brown |gray |black ]",
     "small": "[2:|small |little |gray |brown |white ]",
 }
 
@@ -232,29 +224,38 @@ HERO = ("kind", "name", "trait", "home", "hobby")
 OPENING = [
     (
         "[3:Once upon a time|Long ago|Once], there [was|lived] <trait.a> little <kind> named "
-        "<name>. <His> home was <home.a>, and <he> [loved|liked] to <hobby>.",
+        "<name>. <His> home was <home.a>, and <he> [loved|liked] <hobby>.",
         "[3:Once upon a time|Long ago], <trait.a> little <kind> named <name> lived in <home.a>. "
-        "[Every [day|morning|evening]|After breakfast], <he> [liked to <hobby>|<hobby.past>].",
+        "<He> [loved|liked] <hobby> [every [day|morning|evening]|after breakfast].",
         "2:[In|Long ago, in] <home.a> lived <trait.a> little <kind> named <name>, "
-        "who [loved|liked] to <hobby>.",
-        "2:<Name> was <trait.a> little <kind> who lived in <home.a> and [loved|liked] to <hobby>.",
-    )
+        "who [loved|liked] <hobby>.",
+        "2:<Name> was <trait.a> little <kind> who lived in <home.a> and [loved|liked] <hobby>.",
+    ),
+    (
+        "Everyone [liked|knew] the <trait> little <kind>.",
+        "The <home> was [old|small], but it was [warm|a good home].",
+        "[No one was as happy as|Everyone smiled at] the <trait> little <kind> <hobby>.",
+        "You could [hear|see] <him> <hobby> [near|outside] the <home>.",
+    ),
 ]
 
 # How every story closes: something of the opening comes back. A hero who went out comes home.
 
 CLOSING = (
-    "That [night|evening], the <trait> little <kind> [fell asleep with a smile|slept very well].",
-    "[And|After that,] the <trait> little <kind> was [happier|prouder] than ever.",
-    "<Name> [laughed|smiled] and <hobby.past> [all day|until bedtime|for joy].",
+    "That [night|evening], the <trait> little <kind> [fell asleep with a smile|slept very well] "
+    "in the <home>.",
+    "[And|After that,] the <trait> little <kind> was [happier|prouder] than ever, "
+    "<hobby> [all day|until bedtime|for joy].",
+    "<Name> was soon <hobby> again[ outside|, near] the <home>.",
     "It was [the best day of the year|a day to remember] for the <trait> little <kind>.",
 )
 
 HOMEWARD = (
     *CLOSING,
-    "[Soon|Then] <name> went back to the <home>, <hobby.ing> [all the way|as <he> went].",
-    "[At sunset|When the moon rose], <he> was back at the <home>, [tired|warm] and happy.",
-    "<Name> [told everyone at|ran back to] the <home> and <hobby.past> for joy.",
+    "[Soon|Then] <name> went back to the <home>, <hobby> [all the way|as <he> went].",
+    "[At sunset|When the moon rose], the <trait> little <kind> was back at the <home>, "
+    "[tired|warm] and happy.",
+    "<Name> [told everyone at|ran back to] the <home>, <hobby> for joy.",
 )
 
 # --------------------------------------------------------------------------------------------
@@ -268,13 +269,13 @@ LOST = [
     ),
     (
         "2:",
-        '"[Oh no|Oh dear]! Where is my <thing>?" {cried} <name>.',
+        '"[Oh no|Oh dear]! Where is my <colour> <thing>?" {cried} <name>.',
         '"My [poor |lovely |]<thing> is gone!" {cried} <name>.',
         "<Name> [began to cry|was very sad|did not know what to do].",
     ),
     (
         "<He> looked <spot>, but [found nothing|it was not there].",
-        "<He> peeked <spot>, but there was no <thing>.",
+        "<He> peeked <spot>, but there was no <colour> <thing>.",
     ),
     (
         NEW + "[Just then|After a while|Soon], a {old} <helper> came by. "
@@ -288,15 +289,15 @@ LOST = [
         '"[Look <nook>|Something <colour> is <nook>]."',
     ),
     (
-        "They [ran|hurried|went] to look, and there [was the <thing>|it was]!",
+        "They [ran|hurried|went] to look, and there [was the <colour> <thing>|it was]!",
         "And [there|really, there] was the <thing>, <nook>!",
     ),
     (
-        "<Name> [hugged|kissed|held] the <thing> and thanked <helper.the>.",
+        "<Name> [hugged|kissed|held] the <colour> <thing> and thanked <helper.the>.",
         '"Thank you, [dear|good|kind] <helper>!" {cried} <name>.',
         '"You are a [true|good] friend," {said} <name>.',
     ),
-    ("3:", "From then on, <he> kept the <thing> close.", "It is good to ask for help."),
+    ("3:", "From then on, <he> kept the <colour> <thing> close.", "It is good to ask for help."),
 ]
 
 WISH = [
@@ -321,8 +322,8 @@ WISH = [
     (
         "3:",
         "It was [hard|long] work, but <he> did not [stop|give up].",
-        "<His> arms [hurt|were tired], but <he> [thought of the <thing>|went on].",
-        "<He> [sang|hummed] a little song and [thought of the <thing>|went on].",
+        "<His> arms [hurt|were tired], but <he> [thought of the <colour> <thing>|went on].",
+        "<He> [sang|hummed] a little song and [thought of the <colour> <thing>|went on].",
     ),
     (
         "2:",
@@ -336,8 +337,8 @@ WISH = [
     (
         "2:",
         '"[I worked for it myself|Now it is really mine]," said <name>[ proudly|].',
-        "No <thing> had ever [looked so fine|made anyone so happy].",
-        "<He> [held|hugged|kissed] the <thing> and thanked <worker.the>.",
+        "No <colour> <thing> had ever [looked so fine|made anyone so happy].",
+        "<He> [held|hugged|kissed] the <colour> <thing> and thanked <worker.the>.",
     ),
     ("3:", "[Good things|Great wishes] are worth a little work."),
 ]
@@ -395,21 +396,20 @@ FEAR = [
         '"I [want|wish] to be brave," <he> said to <elder> [one day|one evening].',
     ),
     (
-        '"[First|Next time], <advice>, and [then try again|you will see]."',
-        '"I [know|will tell you] what helps: <advice>[ and wait|]."',
+        '"[First|Next time], <advice>," said <elder>[, "and you will see"|].',
+        '"I [know|will tell you] what helps," said <elder>. "<Advice>."',
     ),
     (
         NEW + "<Fear.when>[, and <name> began to shake|, and <name> wanted to hide|].",
         NEW + "[Soon|Before long|A few days later], <fear.then>.",
     ),
     (
-        "But <name> <advice.past>. [Soon|At last|Then], <he> <fear.try>.",
-        "<Name> [shut <his> eyes|thought of <elder>] and <advice.past>. Then <he> <fear.try>.",
+        "But <name> thought of <elder> and <advice.past>. [Soon|At last], <he> <fear.try>.",
+        "<Name> [shut <his> eyes|stood still] and <advice.past>. Then <he> <fear.try>.",
     ),
     ("And [look|what a surprise], <fear.truth>!", "[To <his> surprise|And really], <fear.truth>."),
     (
-        "2:",
-        '"I did it!" {cried} <name>.',
+        '"I did it, <elder>!" {cried} <name>.',
         '"I was [brave|so brave]!" {cried} <name>, and <elder> [hugged <him>|was very proud].',
         "<Name> laughed [out loud|for joy], and <elder> [laughed too|hugged <him>].",
     ),
@@ -424,13 +424,13 @@ GIFT = [
     ),
     (
         "<He> worked [all morning|all day|hard], but the <gift> <gift.flaw>.",
-        "<He> did <his> best, but [sadly|oh dear], the <gift> <gift.flaw>.",
+        "<He> did <his> best for <elder>, but the <gift> <gift.flaw>.",
     ),
     (
         "2:",
         '"It is all wrong!" {cried} <name>.',
         "<Name> [sat down and cried|wanted to give up|was very sad].",
-        '"I will never make a [good|nice] <gift>," {said} <name>.',
+        '"It is no [good|nice] <gift> for <elder>," {said} <name>.',
     ),
     (
         NEW + "A {old} <helper> [looked in at the window|heard <him>|came by]. "
@@ -441,7 +441,7 @@ GIFT = [
     ('"[This time|But this time|Now|First], <gift.tip>."',),
     (
         "<Name> [dried <his> eyes|took a deep breath|nodded] and <gift.tipped>.",
-        "So <he> [started again|tried once more] and <gift.tipped>.",
+        "So <he> [started again|tried once more] for <elder> and <gift.tipped>.",
     ),
     (
         "",
@@ -505,11 +505,11 @@ QUARREL = [
     (
         '"It is mine!" {cried} <name>. "No, I [saw|found] it first!" {cried} <friend>.',
         '"[I want it|Give it to me]!" {cried} <friend>. "I want it too!" {cried} <name>.',
-        "<Name> wanted the <thing>, but <friend> wanted it too.",
+        "<Name> wanted the <colour> <thing>, but <friend> wanted it too.",
     ),
     (
-        "They pulled and pulled until the <thing> fell into [the mud|a puddle].",
-        "They pulled so hard that the <thing> fell into [the mud|a puddle].",
+        "They pulled and pulled until the <colour> <thing> fell into [the mud|a puddle].",
+        "They pulled so hard that the <colour> <thing> fell into [the mud|a puddle].",
     ),
     (
         NEW + '"I am sorry," {said} <name>[ at last|]. "[A <thing> is|It is] no fun alone."',

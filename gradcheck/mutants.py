@@ -430,7 +430,7 @@ MUTANTS = (
     _follows("optim", ADAMW, "The decay forgets lr: it stays as strong when the steps get short.",
              ("1.0 - lr * weight_decay", "1.0 - weight_decay")),
     _follows("optim", "optim:AdamW.update", "The gains are decayed too.",
-             ("self.weight_decay if start < self.num_decayed else 0.0", "self.weight_decay")),
+             ("self.weight_decay if s.start < self.num_decayed else 0.0", "self.weight_decay")),
     _follows("optim", ADAMW, "No bias correction: the first steps are too long.",
              ("m_scale = 1.0 / (1.0 - beta1**step)", "m_scale = 1.0"),
              ("v_scale = 1.0 / (1.0 - beta2**step)", "v_scale = 1.0")),
@@ -441,5 +441,5 @@ MUTANTS = (
     _follows("optim", "optim:clip_gradient", "A short gradient is made longer.",
              ("0.0 < max_norm < norm", "0.0 < max_norm")),
     _follows("optim", "optim:clip_gradient", "Each entry is cut off by itself: a new direction.",
-             ("g *= max_norm / (norm + 1e-6)", "np.clip(g, -max_norm, max_norm, out=g)")),
+             ("g[s] *= scale", "np.clip(g[s], -max_norm, max_norm, out=g[s])")),
 )  # fmt: skip

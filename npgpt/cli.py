@@ -40,16 +40,17 @@ def option(default, text, choices=None, flag=None, metavar=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse(settings_class, argv, description=None, epilog=None):
+def parse(settings_class, argv, description=None, epilog=None, program=None):
     """Read a command line into settings.
 
     Args:    settings_class, a dataclass of options: bool, int, float, str, Path, a tuple of
              these, each perhaps `| None`; argv, without the program's name; description and
-             epilog, printed by --help as they are.
+             epilog, printed by --help as they are; program, how it is called, if not by its file.
     Returns: settings; given, the set of names of the fields that the command line named.
     Raises:  UserError, one sentence, for what it can't read; SystemExit after --help.
     """
     parser = _Parser(
+        prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

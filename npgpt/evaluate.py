@@ -72,13 +72,13 @@ def evaluate(
              several threads.
     Returns: Evaluation.
     """
-    tokens = np.asarray(tokens[:max_tokens], np.int64)
+    tokens = tokens[:max_tokens]
 
     def nats(batch):
         """The loss of all counted targets of some windows of one shape, added up."""
         counted = batch[0][2]
-        ids = xp.asarray(np.stack([tokens[a:b] for a, b, _ in batch]))  # (B, T)
-        targets = xp.asarray(np.stack([tokens[b - counted + 1 : b + 1] for _, b, _ in batch]))
+        text = np.stack([tokens[a : b + 1] for a, b, _ in batch]).astype(np.int64)  # (B, T + 1)
+        ids, targets = xp.asarray(text[:, :-1]), xp.asarray(text[:, -counted:])  # (B, T), (B, n)
         logits, _ = forward(params, ids, config)  # (B, T, V)
         loss, _ = cross_entropy_forward(logits[:, -counted:], targets)  # ()
         return float(to_host(loss)) * counted * len(batch)

@@ -159,28 +159,31 @@ class Parameters(dict):
 def init_parameters(config, seed, dtype=np.float32):
     """Draw the weights at the start of training.
 
-    Gains are 1. Matrices are normal with standard deviation 1/√C, so that a normalised row
-    of C channels keeps its size through a matrix, and the first scores of attention are of
-    size 1. Each block adds to the stream twice, so wo and w_down, the last matrix of each
-    branch, are drawn smaller by √(2L): the stream at the top then has the same size
-    whatever the depth.
+    Gains are 1. Matrices are normal with standard deviation 1/(2√C), so that a normalised row of
+    C channels has half its size behind a matrix. The first scores of attention are then a
+    quarter, and all places weigh nearly the same: a head should be drawn to a place by what
+    is worth finding there, not by chance. (GPT-2's 0.02 at C = 768 is 0.55/√C.) Each block
+    adds to the stream twice, so wo and w_down, the last matrix of each branch, are drawn
+    smaller by √(2L): the stream at the top then has the same size whatever the depth.
 
-    A wte of its own begins at size 1, for the stream should not forget which token it
-    began as while the blocks learn what to add; and its lm_head at 0.02, for a model that
-    has seen nothing should say that all tokens are alike: the first loss is log V. A tied
-    table cannot be both: it is drawn like the other matrices.
+    A wte of its own begins at 1/2, for the stream should not forget which token it began as
+    while the blocks learn what to add; and its lm_head at 0.02, for a model that has seen
+    nothing should say that all tokens are alike: the first loss is log V. A tied table cannot
+    be both. It is drawn at 1/√C, and so are the other matrices: what the blocks add must drown
+    the token that the stream began as, or the head will see itself, and say that token again.
 
     Args:    config; seed, an int; dtype of the flat buffer.
     Returns: Parameters, on the host.
     """
     params = Parameters(config, np.zeros(count_parameters(config), dtype))
     rng = np.random.default_rng([seed, 0])
-    untied = {"wte": 1.0, "lm_head": 0.02}
+    usual = config.n_embd**-0.5 if config.tie else 0.5 * config.n_embd**-0.5
+    untied = {} if config.tie else {"wte": 0.5, "lm_head": 0.02}
     for name, w in params.items():
         if w.ndim == 1:
             w[...] = 1.0
         else:
-            std = config.n_embd**-0.5 if config.tie else untied.get(name, config.n_embd**-0.5)
+            std = untied.get(name, usual)
             if name.endswith((".wo", ".w_down")):
                 std *= (2 * config.n_layer) ** -0.5
             w[...] = std * rng.standard_normal(w.shape, dtype=np.float32)

@@ -36,10 +36,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from npgpt.backend import to_host
+from npgpt.backend.fused import fused
 
 # AdamW reads and writes four arrays of all the parameters. It works through them in pieces
-# small enough that a piece stays in the processor's cache from the first line to the last.
+# small enough that a piece stays in the processor's cache from the first line to the last. And
+# pieces can be given to several threads: their size is fixed, so the result has the same bits
+# whatever the number of threads.
 PIECE = 1 << 16
+
+
+def pieces(start, stop):
+    """Cut the places start … stop − 1 of a flat buffer: a list of slices of PIECE or less."""
+    return [slice(i, min(i + PIECE, stop)) for i in range(start, stop, PIECE)]
 
 
 @dataclass
@@ -65,22 +73,25 @@ class AdamW:
         zeros = np.zeros_like
         return cls(zeros(params.flat), zeros(params.flat), params.num_decayed, **settings)
 
-    def update(self, p, g, lr):
+    def update(self, p, g, lr, map=map):
         """Take one step: p, m and v change in place.
 
-        Args:    p, g (P,), the flat parameters and gradients; lr, the learning rate.
+        Args:    p, g (P,), the flat parameters and gradients; lr, the learning rate; map, how
+                 to go through the pieces: parallel.Workers.map does it on several threads.
         """
         self.step += 1
-        bounds = [*range(0, self.num_decayed, PIECE), *range(self.num_decayed, p.size, PIECE)]
-        for start, stop in zip(bounds, [*bounds[1:], p.size]):
-            s = slice(start, stop)
-            decay = self.weight_decay if start < self.num_decayed else 0.0
+
+        def update(s):
+            decay = self.weight_decay if s.start < self.num_decayed else 0.0
             adamw_update(
                 p[s], g[s], self.m[s], self.v[s], self.step,
                 lr, self.beta1, self.beta2, self.eps, decay,
             )  # fmt: skip
 
+        list(map(update, pieces(0, self.num_decayed) + pieces(self.num_decayed, p.size)))
 
+
+@fused
 def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     """One AdamW step for one array of parameters, in place.
 
@@ -97,20 +108,31 @@ def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
     p -= (lr * m_scale) * m / (np.sqrt(v) * math.sqrt(v_scale) + eps)  # (N,)
 
 
-def gradient_norm(g):
-    """√(Σ g²) over the flat gradient, summed in float64."""
-    return math.sqrt(to_host(np.sum(np.square(g), dtype=np.float64)))
+@fused
+def sum_of_squares(g):
+    """Σ g² over a flat array, in float64: float32 would lose the small ones among millions."""
+    return np.sum(np.square(g), dtype=np.float64)
 
 
-def clip_gradient(g, max_norm):
+def gradient_norm(g, map=map):
+    """√(Σ g²) over the flat gradient; map, how to go through its pieces."""
+    return math.sqrt(to_host(sum(map(sum_of_squares, [g[s] for s in pieces(0, g.size)]))))
+
+
+def clip_gradient(g, max_norm, map=map):
     """Scale g in place so that its norm is at most max_norm; 0 means no limit.
 
-    Args:    g (P,), the flat gradient; max_norm.
+    Args:    g (P,), the flat gradient; max_norm; map, how to go through its pieces.
     Returns: the norm before clipping: the number to watch in a training log.
     """
-    norm = gradient_norm(g)
+    norm = gradient_norm(g, map)
     if 0.0 < max_norm < norm < math.inf:  # an infinite one stays as it is, to be seen
-        g *= max_norm / (norm + 1e-6)  # 1e-6, as in torch: the result is never too long
+        scale = max_norm / (norm + 1e-6)  # 1e-6, as in torch: the result is never too long
+
+        def shorten(s):
+            g[s] *= scale
+
+        list(map(shorten, pieces(0, g.size)))
     return norm
 
 

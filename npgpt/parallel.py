@@ -19,11 +19,13 @@ the same bits; another number gives the same gradient up to rounding.
 
 import contextlib
 import ctypes
+import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 
 from npgpt.model import loss_and_gradients
+from npgpt.optim import pieces
 
 
 def available_threads():
@@ -57,15 +59,33 @@ class Workers:
     def __init__(self, params, threads):
         self.threads = threads
         self.buffers = [params.zeros_like() for _ in range(threads - 1)]
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        # The thread that calls is one of them: it works too, and no time is lost on waking it.
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
     def map(self, function, items):
         """Like the built-in map, on all threads: a list of results in the order of the items."""
-        if self.pool is None:
+        items = list(items)
+        if self.pool is None or len(items) < 2:
             return [function(item) for item in items]
+        results, places = [None] * len(items), itertools.count()
+
+        def work():
+            """Take the next item that nobody has taken, until none is left."""
+            while (i := next(places)) < len(items):
+                results[i] = function(items[i])
+
         # A thread of the pool has settings of its own, such as np.errstate: give it the caller's.
-        futures = [self.pool.submit(copy_context().run, function, item) for item in items]
-        return [future.result() for future in futures]
+        helpers = [
+            self.pool.submit(copy_context().run, work)
+            for _ in range(min(self.threads, len(items)) - 1)
+        ]
+        try:
+            work()
+        finally:  # nobody may still be at work when a fault is told
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+        return results
 
     def loss_and_gradients(self, params, grads, ids, targets, config, scale=1.0):
         """As model.loss_and_gradients, each thread taking some of the rows.
@@ -90,6 +110,10 @@ class Workers:
             )
 
         loss = sum(self.map(work, range(n)))
-        for buffer in self.buffers[: n - 1]:
-            grads.flat += buffer.flat
+
+        def add(piece):
+            for buffer in self.buffers[: n - 1]:
+                grads.flat[piece] += buffer.flat[piece]
+
+        self.map(add, pieces(0, grads.flat.size))
         return loss

@@ -58,6 +58,18 @@ class RunLog:
             self.file.close()
 
 
+def byte_bar(what, total, done=0):
+    """A bar that counts bytes, of what is read or fetched; none where nobody watches.
+
+    Args:    what, the word before it; total, None where nobody knows; done already.
+    Returns: a tqdm, to be used as `with byte_bar(...) as bar:`.
+    """
+    return tqdm(
+        desc=what, total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True,
+        leave=False, delay=0.5, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+
+
 def finite(value):
     """The value, or None for a float that JSON has no word for."""
     is_bad = isinstance(value, float) and (value != value or abs(value) == float("inf"))

@@ -5,7 +5,8 @@ runs/NAME/
   log.jsonl          one line of figures a step
   samples.txt        what the model wrote on the way
   loss.png           the loss curve
-  tokens/            the data as token ids, so that a resumed run needs no text
+  tokens/            the data as token ids, so that a resumed run needs no text: links, where
+                     that is possible, to files that runs on the same text share
   checkpoints/       weights, optimizer and tokenizer; see checkpoint.py
 """
 

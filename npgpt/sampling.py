@@ -40,7 +40,8 @@ Chance
     Sample i of a run draws from its own generator, made of (seed, i), and one number
     for each token: it writes the same text alone or among others. (Almost: a matrix product
     of one row and of many may differ in the last bit, and a draw that falls exactly
-    between two tokens may then fall on the other side. It needs about a million draws.)
+    between two tokens may then fall on the other side. It needs about a million draws. The
+    compiled decoder of npgpt.backend.cpu, which adds in one order always, has no such case.)
 
 Source: Holtzman, Buys, Du, Forbes & Choi 2020, "The Curious Case of Neural Text
     Degeneration", eqs. 2–4: top-p, which they call nucleus sampling, top-k and temperature
@@ -50,7 +51,7 @@ Source: Holtzman, Buys, Du, Forbes & Choi 2020, "The Curious Case of Neural Text
 
 import numpy as np
 
-from npgpt.backend import to_host
+from npgpt.backend import kernels_enabled, to_host
 from npgpt.errors import UserError
 from npgpt.model import forward
 
@@ -80,17 +81,21 @@ def keep_top_k(logits, k):
 def keep_top_p(logits, p):
     """Keep the smallest set of likeliest tokens whose probabilities add up to p or more.
 
-    Args:    logits (..., V); p in (0, 1], 1 keeps all.
-    Returns: (..., V), −∞ where dropped; of equals the lower id comes first.
+    To find it, sort; but not all. The tokens with less than (1 − p)/V each have, as they are at
+    most V, less than 1 − p together: the set is complete without them. Of ten thousand tokens
+    some hundred are left to sort. (Half of that, lest rounding decide.)
+
+    Args:    logits (V,); p in (0, 1], 1 keeps all.
+    Returns: (V,), −∞ where dropped; of equals the lower id comes first.
     """
     if p == 1.0:
         return logits
-    order = np.argsort(-logits, axis=-1, kind="stable")  # (..., V), the likeliest first
-    best = np.take_along_axis(logits, order, axis=-1)  # (..., V)
-    probs = softmax(best)  # (..., V)
-    likelier = np.cumsum(probs, axis=-1) - probs  # (..., V): 0 for the first, which always stays
-    kept = np.empty_like(logits)  # (..., V)
-    np.put_along_axis(kept, order, np.where(likelier < p, best, -np.inf), axis=-1)
+    probs = softmax(logits)  # (V,)
+    ids = np.flatnonzero(probs >= 0.5 * (1.0 - p) / len(probs))  # (N,), N ≤ V
+    ids = ids[np.argsort(-logits[ids], kind="stable")]  # (N,), the likeliest first
+    likelier = np.cumsum(probs[ids]) - probs[ids]  # (N,): 0 for the first, which always stays
+    kept = np.full_like(logits, -np.inf)  # (V,)
+    kept[ids] = np.where(likelier < p, logits[ids], -np.inf)
     return kept
 
 
@@ -112,8 +117,9 @@ def choose_token(logits, rng, temperature=1.0, top_k=0, top_p=1.0):
     z = apply_temperature(logits.astype(np.float64), temperature)  # (V,)
     z = keep_top_p(keep_top_k(z, top_k), top_p)  # (V,)
     # Lay the probabilities end to end on a line, and see on whose piece a random point falls.
-    edges = np.cumsum(softmax(z))  # (V,), the right end of each piece
-    return int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
+    ids = np.flatnonzero(z > -np.inf)  # (N,), those that have a chance
+    edges = np.cumsum(softmax(z[ids]))  # (N,), the right end of each piece
+    return int(ids[np.searchsorted(edges, rng.random() * edges[-1], side="right")])
 
 
 class KVCache:
@@ -148,6 +154,50 @@ class KVCache:
         return extend
 
 
+class Decoder:
+    """The model as sampling sees it: new tokens go in, the scores of what follows come out.
+
+    Args:    params, on any device; config.
+    Attributes: params, config.
+    """
+
+    def __init__(self, params, config):
+        self.params, self.config = params, config
+
+    def read(self, ids, cache):
+        """Read the next tokens of each text, and move the memory on.
+
+        Args:    ids (B, T) int on the host; cache, the KVCache of these texts.
+        Returns: (B, V), the scores of the token after the last one, on the host.
+        """
+        ids = np.asarray(ids, like=self.params["norm"])  # (B, T)
+        logits, _ = forward(self.params, ids, self.config, past=cache)  # (B, T, V)
+        cache.length += ids.shape[1]
+        return to_host(logits[:, -1])  # (B, V): the only numbers that leave the device
+
+
+def make_decoder(params, config, dtype="float32", threads=None):
+    """Choose who reads: the text, or forward once more as one compiled function.
+
+    Args:    params; config; dtype that the weights are rounded to, "float32", "bf16" or "int8":
+             the time of a token is the time to read them all, and the latter two have a half and
+             a quarter of the bytes; threads (default: as many as turn out fastest).
+    Returns: a Decoder. Only the compiled one, for float32 params on a CPU, heeds dtype and threads.
+    Raises:  UserError if weights are to be rounded, and no kernel can run.
+    """
+    norm = params["norm"]
+    if isinstance(norm, np.ndarray) and norm.dtype == np.float32 and kernels_enabled():
+        from npgpt.backend.cpu.decode import CompiledDecoder
+
+        return CompiledDecoder(params, config, dtype, threads)
+    if dtype != "float32":
+        raise UserError(
+            f"--dtype {dtype} needs the compiled kernels of the numpy backend: install numba, and "
+            "leave NPGPT_KERNELS unset; or leave out --dtype"
+        )
+    return Decoder(params, config)
+
+
 def sample_rngs(seed, numbers):
     """One random generator for each sample, made of the seed and the sample's number."""
     return [np.random.default_rng([seed, i]) for i in numbers]
@@ -163,12 +213,14 @@ def generate(
     top_k=0,
     top_p=1.0,
     end_of_text=None,
+    decoder=None,
 ):
     """Continue each prompt, one token a step, until its text ends or enough is written.
 
     Args:    params, on any device; config; prompt_ids (B, T) int on the host, T ≥ 1, of which
              the last block_size are read; max_new_tokens; rngs, B generators as from
-             sample_rngs; temperature, top_k, top_p; end_of_text, the id that ends a text, or None.
+             sample_rngs; temperature, top_k, top_p; end_of_text, the id that ends a text, or None;
+             decoder, who reads: one of make_decoder, or None for the text.
     Returns: an iterator of ids (B,) int, each step's new tokens on the host. A sequence whose
              text has ended repeats end_of_text; when all have ended, the iterator does.
     Raises:  ValueError if there is no token to continue; UserError if the model's scores
@@ -178,6 +230,7 @@ def generate(
     if T < 1 or len(rngs) != B:
         raise ValueError(f"generate: prompt_ids {(B, T)} need T ≥ 1 and {B} rngs, not {len(rngs)}")
     context = np.array(prompt_ids[:, -config.block_size :], dtype=np.int64)  # (B, T)
+    decoder = decoder or Decoder(params, config)
     cache = KVCache(config, B, like=params["norm"])
     ended = np.zeros(B, dtype=bool)  # (B,)
     new = context  # what the cache has not seen yet
@@ -185,10 +238,7 @@ def generate(
         if cache.length + new.shape[1] > config.block_size:
             new = context[:, -max(1, config.block_size // 2) :]  # read again, as a fresh text
             cache.length = 0
-        ids = np.asarray(new, like=params["norm"])  # (B, T)
-        logits, _ = forward(params, ids, config, past=cache)  # (B, T, V)
-        cache.length += new.shape[1]
-        rows = to_host(logits[:, -1])  # (B, V): the only numbers that leave the device
+        rows = decoder.read(new, cache)  # (B, V)
         if not np.all(np.isfinite(rows)):
             raise UserError(
                 "the model's scores are not finite numbers, so its training has gone wrong: "

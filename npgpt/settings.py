@@ -19,12 +19,24 @@ class Settings:
     backend: str = option("numpy", "numpy on a CPU, cupy on an NVIDIA GPU", choices=BACKENDS)
     seed: int = option(1, "decides the weights, the batches and the samples")
 
-    data: str | None = option("storybook", "storybook, or a text file or folder of yours")
-    valid: Path | None = option(None, "text to validate on (default: the end of --data)")
-    valid_fraction: float = option(0.05, "share of --data that is kept for validation")
+    data: str | None = option(
+        "storybook", "what to learn from: storybook, tinystories, shakespeare or fineweb-edu; a "
+        "text of yours, one file (.txt, .jsonl, .parquet; .gz or .xz of the first two) or a folder "
+        "of them; or tokens, a .bin or .npy, or a folder with train.bin and valid.bin",
+    )  # fmt: skip
+    field: str | None = option(None, "field of a .jsonl or .parquet with the text (default: text)")
+    valid: Path | None = option(None, "what to validate on (default: the end of --data)")
+    valid_fraction: float = option(
+        0.05, "share of --data that is kept for validation, though not more than 10 MB"
+    )
+    data_mb: int | None = option(None, "megabytes of text to read, at most (default: all of it)")
     words: int = option(1_000_000, "length of the storybook")
 
     tokenizer: str = option("bpe", "bpe learns tokens, char takes characters", ("bpe", "char"))
+    tokenizer_from: Path | None = option(
+        None, "learn no tokenizer, but take one: of a run, GPT-2's folder, or a tokenizer.json"
+    )
+    tokenizer_mb: int = option(1000, "megabytes of text that bpe learns from, at most")
     vocab_size: int = option(1280, "tokens that bpe learns")
     block_size: int = option(144, "context: how many tokens the model looks back")
     n_layer: int = option(2, "blocks")
@@ -56,16 +68,18 @@ class Settings:
 
     def __post_init__(self):
         for name in (
-            "words", "block_size", "batch_size", "accumulate", "steps", "log_every", "eval_every",
-            "eval_tokens", "sample_tokens", "save_every", "keep",
+            "words", "tokenizer_mb", "block_size", "batch_size", "accumulate", "steps",
+            "log_every", "eval_every", "eval_tokens", "sample_tokens", "save_every", "keep",
         ):  # fmt: skip
             least = 2 if name == "eval_tokens" else 1  # nothing comes before the first token
             if getattr(self, name) < least:
                 raise UserError(
                     f"{dashed(name)} is {getattr(self, name)}, but it must be {least} or more"
                 )
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads is {self.threads}, but it must be 1 or more")
+        for name in ("threads", "data_mb"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{dashed(name)} is {value}, but it must be 1 or more")
         for name in ("run", "data"):  # --data "$BOOK", and no such variable: that is not the "."
             if getattr(self, name) == "":
                 raise UserError(f"{dashed(name)} is empty: give it a value, or leave it out")
@@ -92,8 +106,8 @@ def dashed(name):
 
 # What may change when a run goes on: nothing that decides the weights, except where it ends.
 FREE_ON_RESUME = {
-    "run", "resume", "backend", "threads", "steps", "log_every", "eval_every", "eval_tokens",
-    "sample_every", "sample_tokens", "save_every", "keep",
+    "run", "resume", "backend", "threads", "steps", "log_every", "eval_every",
+    "eval_tokens", "sample_every", "sample_tokens", "save_every", "keep",
 }  # fmt: skip
 
 
@@ -113,4 +127,9 @@ def with_preset(settings, given):
         )
     if s.valid is not None and s.data == "storybook":
         raise UserError("--valid is for a text of yours: give one to --data too, or leave it out")
+    if s.tokenizer_from is not None and (learned := given & {"tokenizer", "vocab_size"}):
+        raise UserError(
+            f"--tokenizer-from names a tokenizer that has learned already: leave out "
+            f"{dashed(min(learned))}, or it"
+        )
     return s

@@ -11,28 +11,19 @@ import numpy as np
 from npgpt import plan
 from npgpt.backend import to_host
 from npgpt.checkpoint import save_checkpoint, write_atomic
-from npgpt.data import (
-    check_length,
-    document_starts,
-    encode_documents,
-    full_rows,
-    load_tokens,
-    read_text,
-    save_tokens,
-    split_documents,
-    split_validation,
-    tokens_sha256,
-)
+from npgpt.data import ahead, check_length, document_starts, full_rows, get_batch
 from npgpt.errors import UserError
 from npgpt.evaluate import evaluate
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
+from npgpt.prepare import prepare
 from npgpt.runlog import finite
 from npgpt.runs import check_new_run, find_run, load_run, make_run_dir, typed
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
-from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, load_tokenizer
+from npgpt.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
+from npgpt.tokenizer import load_tokenizer
 
 
 @dataclass
@@ -43,8 +34,8 @@ class Run:
     settings: Settings
     config: GPTConfig
     tokenizer: object
-    train_tokens: np.ndarray  # (N,)
-    valid_tokens: np.ndarray  # (M,)
+    train: TokenFile
+    valid: TokenFile
     bytes_per_token: float  # of the validation text
     floor: float | None  # nats a token under the true source, where it is known
     params: Parameters
@@ -56,6 +47,14 @@ class Run:
     saved: int = -1  # the step of the newest checkpoint
     seconds: float = 0.0  # spent in steps so far
     valid_loss: float = math.nan  # the last one measured
+
+    @property
+    def train_tokens(self):
+        return self.train.tokens  # (N,)
+
+    @property
+    def valid_tokens(self):
+        return self.valid.tokens  # (M,)
 
     @functools.cached_property
     def starts(self):
@@ -71,9 +70,19 @@ class Run:
             return None
         return np.flatnonzero(self.valid_tokens == self.tokenizer.end_of_text)[:-1]
 
-    @functools.cached_property
-    def data_sha256(self):
-        return tokens_sha256(self.train_tokens, self.valid_tokens)
+    def batches(self):
+        """The batches of the steps that are left, prepared while the steps before are taken.
+
+        Returns: an iterator of (ids, targets), as get_batch; to be closed.
+        """
+        s, starts = self.settings, self.starts
+        rows = s.batch_size * s.accumulate
+        self.train.expect_random_reads()
+
+        def batch(step):
+            return get_batch(self.train_tokens, s.seed, step, rows, s.block_size, starts)
+
+        return ahead(batch, range(self.step, s.steps), threads=4)
 
     def validate(self, log, max_tokens=None):
         """Measure the loss over the validation text, or over its beginning, and log it."""
@@ -121,7 +130,7 @@ class Run:
             "optimizer_step": self.optimizer.step,
             # Batches and samples are pure functions of these two; no other random state exists.
             "random": {"seed": self.settings.seed, "step": self.step},
-            "data_sha256": self.data_sha256,
+            "data_sha256": [self.train.facts["sha256"], self.valid.facts["sha256"]],
             "bytes_per_token": self.bytes_per_token,
             "floor": self.floor,
             "seconds": self.seconds,
@@ -161,42 +170,33 @@ def new_run(settings, xp):
     s = replace(settings, threads=_threads(settings, xp))
     check_new_run(s.run)
     _config(s, max(1, s.vocab_size))  # a shape that can't be is refused before the long reading
-    training, validation, nats = load_documents(s)
-    print(f"learning the {'tokens' if s.tokenizer == 'bpe' else 'characters'} ...", flush=True)
-    if s.tokenizer == "bpe":
-        tokenizer = BPETokenizer.train(training, s.vocab_size)
-    else:
-        end = (END_OF_TEXT,) if len(training) > 1 else ()
-        tokenizer = CharTokenizer.train([*training, *validation], special_tokens=end)
-    config = _config(s, tokenizer.vocab_size)
-    train_tokens = encode_documents(training, tokenizer)
-    valid_tokens = encode_documents(validation, tokenizer)
-    check_length(train_tokens, s.block_size, "training")
+    data = prepare(s)
+    config = _config(s, data.tokenizer.vocab_size)
+    valid_tokens = data.valid.tokens
+    check_length(data.train.tokens, s.block_size, "training")
     if len(valid_tokens) < 2:  # nothing comes before the first, so it can't be predicted
         raise UserError(
             f"the validation text has {len(valid_tokens)} tokens, and two are the least: "
             "give more text, or a larger --valid-fraction"
         )
+    # What the text and its nats are spread over: every token but the first.
+    told = len(valid_tokens) - 1
+    text_bytes = data.valid.facts["text_bytes"] - int(token_sizes(data.tokenizer)[valid_tokens[0]])
 
     params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
     grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
-    # What the text and its nats are spread over: every token but the first end-of-text.
-    told = len(valid_tokens) - (tokenizer.end_of_text is not None)
 
     run_dir = make_run_dir(s.run, s.preset)
-    tokens_dir = run_dir / "tokens"
     write_atomic(run_dir / "settings.json", json.dumps(_plain(s), indent=1).encode())
-    tokenizer.save(run_dir / "tokenizer")
-    tokens_dir.mkdir(exist_ok=True)
-    save_tokens(tokens_dir / "train.npy", train_tokens)
-    save_tokens(tokens_dir / "valid.npy", valid_tokens)
+    data.tokenizer.save(run_dir / "tokenizer")
+    (run_dir / "tokens").mkdir(exist_ok=True)
     (run_dir / "samples.txt").unlink(missing_ok=True)  # of an attempt that never saved
     return Run(
-        dir=run_dir, settings=s, config=config, tokenizer=tokenizer,
-        train_tokens=load_tokens(tokens_dir / "train.npy", config.vocab_size),
-        valid_tokens=load_tokens(tokens_dir / "valid.npy", config.vocab_size),
-        bytes_per_token=sum(len(d.encode()) for d in validation) / told,
-        floor=None if nats is None else nats / told,
+        dir=run_dir, settings=s, config=config, tokenizer=data.tokenizer,
+        train=link_tokens(data.train, run_dir / "tokens" / "train"),
+        valid=link_tokens(data.valid, run_dir / "tokens" / "valid"),
+        bytes_per_token=text_bytes / told,
+        floor=None if data.nats is None else data.nats / told,
         params=params, grads=grads, optimizer=optimizer,
         workers=Workers(params, s.threads), xp=xp,
     )  # fmt: skip
@@ -228,9 +228,9 @@ def resumed_run(settings, given, xp):
             f"or hear it with python generate.py --run {typed(run_dir)}"
         )
     config = GPTConfig(**state["config"])
-    train_tokens = load_tokens(run_dir / "tokens" / "train.npy", config.vocab_size)
-    valid_tokens = load_tokens(run_dir / "tokens" / "valid.npy", config.vocab_size)
-    if tokens_sha256(train_tokens, valid_tokens) != state["data_sha256"]:
+    tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
+    train, valid = (_run_tokens(run_dir, name, tokenizer) for name in ("train", "valid"))
+    if [train.facts["sha256"], valid.facts["sha256"]] != state["data_sha256"]:
         raise UserError(f"{run_dir / 'tokens'} has changed since the checkpoint: start a new run")
 
     params = restored_parameters(checkpoint, xp)
@@ -245,9 +245,7 @@ def resumed_run(settings, given, xp):
         memory[...] = xp.asarray(saved_memory)
     optimizer.step = state["optimizer_step"]
     return Run(
-        dir=run_dir, settings=s, config=config,
-        tokenizer=load_tokenizer(checkpoint.path / "tokenizer"),
-        train_tokens=train_tokens, valid_tokens=valid_tokens,
+        dir=run_dir, settings=s, config=config, tokenizer=tokenizer, train=train, valid=valid,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
         params=params, grads=params.zeros_like(), optimizer=optimizer,
         workers=Workers(params, s.threads), xp=xp,
@@ -276,35 +274,11 @@ def restored_parameters(checkpoint, xp=np):
     return Parameters(config, xp.asarray(params.flat))
 
 
-def load_documents(settings):
-    """The texts of a run.
-
-    Returns: training documents; validation documents; the nats of the latter under the true
-             source, None where nobody knows them.
-    Raises:  UserError if there is no such text.
-    """
-    s = settings
-    if s.data is None:
-        raise UserError(
-            f"the preset {s.preset} needs a text: give it one with --data FILE, such as "
-            "TinyStoriesV2-GPT4-train.txt of the data set roneneldan/TinyStories on Hugging Face"
-        )
-    story = s.data == "storybook"
-    print(f"reading the {'storybook' if story else f'text {s.data}'} ...", flush=True)
-    if story:
-        from data import storybook  # a recipe of the repository, beside train.py
-
-        training = storybook.generate(s.words, seed=2 * s.seed)
-        valid_words = max(1, round(s.words * s.valid_fraction))
-        validation = storybook.generate(valid_words, seed=2 * s.seed + 1)
-        nats = sum(story.nats for story in validation)
-        return [t.text for t in training], [t.text for t in validation], nats
-    documents = split_documents(read_text(s.data))
-    if not documents:
-        raise UserError(f"{s.data} holds nothing but separators: give --data a text to learn from")
-    if s.valid is not None:
-        return documents, split_documents(read_text(s.valid)), None
-    return *split_validation(documents, s.valid_fraction), None
+def _run_tokens(run_dir, name, tokenizer):
+    """The TokenFile of a run, in the form that it was given in."""
+    paths = [run_dir / "tokens" / f"{name}{suffix}" for suffix in SUFFIXES]
+    path = next((path for path in paths if path.is_symlink() or path.exists()), paths[0])
+    return open_tokens(path, tokenizer, "start a new run")
 
 
 def _config(s, vocab_size):

@@ -10,6 +10,7 @@ where the environment variable CI is set, parity is what the run is for. There
         file renamed, a mark lost, a `-m "not parity"` left behind.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def in_ci():
     return os.environ.get("CI", "").strip().lower() not in ("", "0", "false")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The tests keep what they prepare in a folder of theirs, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPGPT_DATA", str(tmp_path_factory.mktemp("npgpt-data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of development data beside the project, for tests on real text."""
@@ -35,6 +44,22 @@ def shared_data():
     if not path.is_dir():
         pytest.skip(f"the development data folder {path} is not on this machine")
     return path
+
+
+@pytest.fixture
+def text_only(monkeypatch):
+    """A context in which the lecture text runs everywhere, and no kernel."""
+    from npgpt.backend import kernels_enabled
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setenv("NPGPT_KERNELS", "off")
+            kernels_enabled.cache_clear()
+            yield
+        kernels_enabled.cache_clear()
+
+    return context
 
 
 def pytest_configure(config):

@@ -1,28 +1,16 @@
-"""From a text to batches: nothing is lost, nothing is seen twice, nothing depends on the past."""
+"""From tokens to batches: nothing is lost, nothing is seen twice, nothing depends on the past."""
 
-import os
+import itertools
+import threading
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from npgpt import data
-from npgpt.data import (
-    check_length,
-    document_starts,
-    encode_documents,
-    full_rows,
-    get_batch,
-    load_tokens,
-    num_rows,
-    read_text,
-    save_tokens,
-    split_documents,
-    split_validation,
-    tokens_sha256,
-)
+from npgpt.data import ahead, check_length, document_starts, full_rows, get_batch, num_rows
 from npgpt.errors import UserError
-from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 # Batches.
 
@@ -132,62 +120,20 @@ def test_one_long_document_in_a_hundred_is_cut():
     assert len(document_starts(tokens, 0, 8)) == 200
 
 
-# Documents.
+def test_document_starts_are_found_piece_by_piece(monkeypatch):
+    tokens = short_documents(300, 6, np.random.default_rng(0))
+    whole = document_starts(tokens, 0, 8)
+    for piece in (1000, 64, 17):
+        monkeypatch.setattr(data, "PIECE", piece)
+        assert np.array_equal(document_starts(tokens, 0, 8), whole)
 
 
-def test_end_of_text_stands_around_each_document():
-    tok = CharTokenizer.train(["ab"], special_tokens=[END_OF_TEXT])
-    done = []
-    tokens = encode_documents(["ab", "b"], tok, progress=done.append)
-    assert tokens.tolist() == [2, 0, 1, 2, 1, 2]
-    assert tokens.dtype == np.uint16
-    assert done == [1, 1]
-    assert encode_documents([], tok).tolist() == [2]
-
-
-def test_a_tokenizer_without_end_of_text_adds_none():
-    assert encode_documents(["ab", "b"], CharTokenizer.train(["ab"])).tolist() == [0, 1, 1]
-
-
-def test_large_vocabularies_need_wider_tokens():
-    tok = CharTokenizer([chr(0x10000 + i) for i in range((1 << 16) + 1)])
-    tokens = encode_documents([chr(0x10000 + (1 << 16))], tok)
-    assert tokens.dtype == np.uint32 and tokens.tolist() == [1 << 16]
-
-
-def test_tokens_decode_to_the_documents():
-    documents = ["the owl sat.", "è 日本 \n\n x"]
-    tok = BPETokenizer.train(documents, 260)
-    text = tok.decode(encode_documents(documents, tok).tolist())
-    assert text == END_OF_TEXT + "".join(d + END_OF_TEXT for d in documents)
-
-
-def test_split_documents():
-    text = f"{END_OF_TEXT}\n one\n{END_OF_TEXT}{END_OF_TEXT} \n two"
-    assert split_documents(text) == ["one", "two"]
-    assert split_documents(f" {END_OF_TEXT}\n") == []
-
-
-@pytest.mark.parametrize("length", [2, 3, 10, 1000])
-@pytest.mark.parametrize("fraction", [1e-6, 0.05, 0.5, 0.999999])
-def test_one_document_is_cut_in_two(length, fraction):
-    document = "".join(chr(97 + i % 26) for i in range(length))
-    (training,), (validation,) = split_validation([document], fraction)
-    assert training + validation == document
-    assert training and validation
-    assert abs(len(validation) - fraction * length) <= 1
-
-
-@pytest.mark.parametrize("count", [2, 3, 100])
-@pytest.mark.parametrize("fraction", [1e-6, 0.05, 0.5, 0.999999])
-def test_of_many_documents_the_last_are_kept(count, fraction):
-    documents = ["x" * (1 + i % 7) for i in range(count)]
-    training, validation = split_validation(documents, fraction)
-    assert training + validation == documents
-    assert training and validation
-    kept = sum(map(len, validation))
-    assert len(training) == 1 or fraction * sum(map(len, documents)) <= kept
-    assert len(validation) == 1 or kept - len(validation[0]) < fraction * sum(map(len, documents))
+def test_the_beginning_decides_whether_rows_begin_with_documents(monkeypatch):
+    short = short_documents(40, 6, np.random.default_rng(0))
+    long = np.concatenate([[1] * 500, [0]])
+    monkeypatch.setattr(data, "PIECE", len(short))
+    assert len(document_starts(np.concatenate([short, long]), 0, 8)) == 41
+    assert document_starts(np.concatenate([long, short]), 0, 8) is None
 
 
 def test_too_short_a_text_is_refused():
@@ -196,87 +142,127 @@ def test_too_short_a_text_is_refused():
         check_length(np.zeros(16), 16, "training")
 
 
-# Files.
+# The order of the rows.
 
 
-@pytest.mark.parametrize(
-    "content, sentence",
-    [
-        (None, "there is no text at "),
-        (b"", " is empty"),
-        (b" \n\t \r\n", " is empty"),
-        (b"\xef\xbb\xbf\n", " is empty"),
-        (b"abc\xe9d", "is not UTF-8 text: byte 3 is 0xe9"),
-        ("x".encode("utf-16"), "is not UTF-8 text: byte 0 is 0xff"),
-    ],
-)
-def test_what_is_no_text(tmp_path, content, sentence):
-    path = tmp_path / "a book.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_text(path)
-    assert sentence in str(error.value)
-    assert str(path) in str(error.value)
+def order(n, seed=0, epoch=0):
+    _, stirs = data._epoch(seed, epoch, 0)
+    return data.shuffled(np.arange(n), n, stirs)
 
 
-def test_marks_and_line_ends_of_windows(tmp_path):
-    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
-    assert read_text(tmp_path / "a") == "one\ntwo\n"
+@pytest.mark.parametrize("n", [*range(1, 34), 1000, 1023, 1024, 1025, 100_003])
+def test_the_order_has_every_row_once(n):
+    for epoch in range(3):
+        assert np.array_equal(np.sort(order(n, 1, epoch)), np.arange(n))
 
 
-def test_a_folder_of_texts(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name in ("b.txt", "a.MD", "sub/c", "picture.png", ".DS_Store", "sub/.hidden.txt"):
-        data = b"\xff" if "." in name and name[-3:] not in ("txt", ".MD") else name.encode()
-        (tmp_path / name).write_bytes(data)
-    assert split_documents(read_text(tmp_path)) == ["a.MD", "b.txt", "sub/c"]
+def test_any_part_of_the_order_is_that_part_of_the_whole():
+    _, stirs = data._epoch(1, 0, 0)
+    whole = order(777, 1)
+    for part in (range(5), range(300, 301), range(500, 777)):
+        assert np.array_equal(data.shuffled(part, 777, stirs), whole[list(part)])
 
 
-def test_a_folder_without_texts(tmp_path):
-    (tmp_path / "picture.png").write_bytes(b"x")
-    with pytest.raises(UserError, match="holds no text file"):
-        read_text(tmp_path)
+def chi_squared(counts, expected):
+    """How far counts are from what chance gives, in standard deviations of the statistic."""
+    freedom = counts.size - 1
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    return (statistic - freedom) / np.sqrt(2 * freedom)
 
 
-def test_a_text_given_in_place_of_its_path():
-    with pytest.raises(UserError, match=r"cannot be read: .*[Nn]ame too long|no text at"):
-        read_text("once upon a time " * 100)
+@pytest.mark.parametrize("n", [5, 8, 13, 40])
+def test_over_many_epochs_every_row_comes_at_every_place(n):
+    epochs = 2000
+    seen, pairs = np.zeros((n, n)), np.zeros((n, n))
+    for epoch in range(epochs):
+        rows = order(n, 3, epoch)
+        seen[np.arange(n), rows] += 1
+        pairs[rows[:-1], rows[1:]] += 1
+    assert abs(chi_squared(seen, epochs / n)) < 6
+    different = pairs[~np.eye(n, dtype=bool)]  # the row that follows upon a row
+    assert abs(chi_squared(different, epochs / n)) < 6
+    assert np.trace(pairs) == 0
 
 
-def test_tokens_come_back_as_they_were(tmp_path):
-    tokens = np.arange(1000, dtype=np.uint16)
-    save_tokens(tmp_path / "train.npy", tokens)
-    back = load_tokens(tmp_path / "train.npy", 1000)
-    assert isinstance(back, np.memmap) and np.array_equal(back, tokens)
-    assert tokens_sha256(back) == tokens_sha256(tokens) != tokens_sha256(tokens[::-1])
-    assert os.listdir(tmp_path) == ["train.npy"]
-    with pytest.raises(UserError, match="holds the id 999, but the vocabulary ends at 998"):
-        load_tokens(tmp_path / "train.npy", 999)
+def test_a_long_order_looks_like_chance():
+    n = 1_000_003
+    rows = order(n) / n
+    for distance in (1, 2, 3, 16, 256, 4096, 1 << 16):
+        correlation = np.corrcoef(rows[:-distance], rows[distance:])[0, 1]
+        assert abs(correlation) * np.sqrt(n) < 5, distance
+    for pair in ((np.arange(n) / n, rows), (rows[:-1], rows[1:])):
+        counts, *_ = np.histogram2d(*pair, bins=50, range=[[0, 1], [0, 1]])
+        assert abs(chi_squared(counts, counts.sum() / counts.size)) < 6
+    assert abs(np.mean(rows[1:] > rows[:-1]) - 0.5) < 5 / np.sqrt(12 * n)  # neither up nor down
 
 
-@pytest.mark.parametrize("change", ["missing", "empty", "cut", "zip", "noise", "floats", "table"])
-def test_a_damaged_token_file_is_a_sentence(tmp_path, change):
-    path = tmp_path / "train.npy"
-    save_tokens(path, np.arange(1000, dtype=np.uint16))
-    whole = path.read_bytes()
-    damaged = {"empty": b"", "cut": whole[:-9], "zip": b"PK\3\4" + whole, "noise": b"x" * 99}
-    if change == "missing":
-        path.unlink()
-    elif change in damaged:
-        path.write_bytes(damaged[change])
-    else:
-        np.save(path, np.ones(9) if change == "floats" else np.ones((3, 3), np.uint16))
-    with pytest.raises(UserError, match=r"train.npy cannot be read .* start a new run"):
-        load_tokens(path, 1000)
+def test_ten_billion_tokens_take_no_memory():
+    tokens = np.broadcast_to(np.uint16(7), 10_000_000_000)  # one number, seen again and again
+    get_batch(tokens[:1000], 1, 0, 2, 128)
+    tracemalloc.start()
+    for step in (0, 300_000, 305_175, 305_176, 10**9):  # within epochs, and across the first's end
+        ids, targets = get_batch(tokens, 1, step, 256, 128)
+        assert ids.shape == targets.shape == (256, 128)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
 
 
-def test_a_full_disk_leaves_no_tokens(tmp_path, monkeypatch):
-    def full(path, tokens):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+# Several processes.
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        save_tokens(tmp_path / "train.npy", np.arange(10, dtype=np.uint16))
-    assert os.listdir(tmp_path) == []
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_shares_of_all_ranks_are_the_batch(world, documents):
+    tokens = short_documents(90, 6, np.random.default_rng(0))
+    starts = full_rows(document_starts(tokens, 0, 8), len(tokens), 8) if documents else None
+    for step in (0, 5, 40):
+        alone = get_batch(tokens, 1, step, 12, 8, starts)
+        shares = [get_batch(tokens, 1, step, 12, 8, starts, rank, world) for rank in range(world)]
+        for whole, parts in zip(alone, zip(*shares)):
+            assert np.array_equal(np.concatenate(parts), whole)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# The next batch.
+
+
+@pytest.mark.parametrize("threads", [1, 3, 20])
+def test_ahead_gives_the_results_in_order(threads):
+    assert list(ahead(lambda n: n * n, range(5), threads)) == [0, 1, 4, 9, 16]
+    assert list(ahead(str, [], threads)) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_next_results_are_made_while_this_one_is_used(threads):
+    begun = [threading.Event() for _ in range(9)]
+
+    def work(n):
+        begun[n].set()
+        return threading.get_ident()
+
+    taking = ahead(work, range(9), threads)
+    assert next(taking) != threading.get_ident()
+    assert all(event.wait(5) for event in begun[1 : threads + 1])
+    taking.close()
+    assert not any(event.is_set() for event in begun[threads + 1 :]), "no more than asked for"
+
+
+def test_what_goes_wrong_ahead_is_raised_in_its_turn():
+    def work(n):
+        if n == 1:
+            raise UserError("the disk is gone")
+        return n
+
+    taking = ahead(work, range(4), threads=2)
+    assert next(taking) == 0
+    with pytest.raises(UserError, match="the disk is gone"):
+        next(taking)
+
+
+def test_batches_ahead_are_those_of_get_batch():
+    tokens = np.arange(300)
+    taken = ahead(lambda step: get_batch(tokens, 1, step, 4, 16), itertools.count(3), threads=4)
+    for step in range(3, 40):
+        assert np.array_equal(next(taken), get_batch(tokens, 1, step, 4, 16))
+    taken.close()

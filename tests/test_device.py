@@ -17,6 +17,13 @@ CONFIG = GPTConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def text_everywhere(text_only):
+    """What runs on a device without kernels of its own; bits are compared, so on the host too."""
+    with text_only():
+        yield
+
+
 def on(xp):
     """The same parameters on a device."""
     return Parameters(CONFIG, xp.asarray(init_parameters(CONFIG, seed=3).flat))

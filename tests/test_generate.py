@@ -192,6 +192,24 @@ def test_a_long_prompt_keeps_its_end_and_says_so(capsys, run_a):
     assert "note" not in ending[2]
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_fewer_bits_write_nearly_the_same(capsys, run_a, dtype):
+    """Not noise: the same draws fall on the same letters, but for a few."""
+    pytest.importorskip("numba")
+    exact = call(capsys, "--prompt", "to", "--max-new-tokens", "8", "--threads", "2")[1]
+    status, out, _ = call(
+        capsys, "--prompt", "to", "--max-new-tokens", "8", "--dtype", dtype, "--threads", "2"
+    )
+    assert status == 0
+    assert sum(a == b for a, b in zip(out, exact)) >= len(exact) - 2
+
+
+def test_fewer_bits_need_the_kernels(capsys, run_a, monkeypatch):
+    monkeypatch.setattr("npgpt.sampling.kernels_enabled", lambda: False)
+    assert "--dtype bf16 needs the compiled kernels" in refused(capsys, "--dtype", "bf16")
+    assert call(capsys, "--prompt", "to")[0] == 0
+
+
 # Which run.
 
 
@@ -246,6 +264,8 @@ def refused(capsys, *argv):
         ("--max-new-tokens 0", "--max-new-tokens is 0, but it must be at least 1"),
         ("--num-samples 0", "--num-samples is 0, but it must be at least 1"),
         ("--seed -1", "--seed is -1, but it must be 0 or more"),
+        ("--threads 0", "--threads is 0, but it must be at least 1"),
+        ("--dtype fp4", "--dtype: 'fp4' is not one of float32, bf16, int8"),
         ("--model m.bin", "--model and --tokenizer-file belong together: give both, or neither"),
         ("--tokenizer-file t.bin", "--model and --tokenizer-file belong together"),
         ("--model m --tokenizer-file t --run a", "--model and --run each choose a model"),

@@ -104,18 +104,20 @@ def test_a_buffer_of_another_size_is_refused():
 # ---------------------------------------------------------------------------- the start
 
 
+@pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("n_layer", [1, 6])
-def test_initial_weights(n_layer):
+def test_initial_weights(n_layer, tie):
     """Each matrix has its mean and standard deviation, within five standard errors."""
     config = GPTConfig(
-        vocab_size=500, block_size=8, n_layer=n_layer, n_head=4, n_embd=64, n_hidden=96, tie=False
+        vocab_size=500, block_size=8, n_layer=n_layer, n_head=4, n_embd=64, n_hidden=96, tie=tie
     )
+    tables = {} if tie else {"wte": 0.5, "lm_head": 0.02}
     for name, w in init_parameters(config, 1).items():
         if w.ndim == 1:
             assert np.all(w == 1.0), name
             continue
         branches = 2 * n_layer if name.endswith(("wo", "w_down")) else 1
-        std = {"wte": 1.0, "lm_head": 0.02}.get(name, 1 / math.sqrt(config.n_embd * branches))
+        std = tables.get(name, (1 if tie else 0.5) / math.sqrt(config.n_embd * branches))
         assert abs(np.mean(w, dtype=np.float64)) < 5 * std / math.sqrt(w.size), name
         assert abs(np.std(w, dtype=np.float64) / std - 1) < 5 / math.sqrt(2 * w.size), name
 

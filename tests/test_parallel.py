@@ -1,9 +1,12 @@
 """Rows on several threads: the gradient of the whole batch, the same bits each time."""
 
+import time
+
 import numpy as np
 import pytest
 
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
+from npgpt.optim import AdamW, clip_gradient
 from npgpt.parallel import Workers, available_threads
 
 CONFIG = GPTConfig(vocab_size=23, block_size=8, n_layer=2, n_head=2, n_embd=16, n_hidden=12)
@@ -69,6 +72,34 @@ def test_results_come_in_the_order_of_the_items():
     assert Workers(init_parameters(CONFIG, seed=2), 4).map(lambda x: x * x, range(9)) == [
         x * x for x in range(9)
     ]
+
+
+def test_a_fault_is_told_when_nobody_is_at_work_any_more():
+    workers, done = Workers(init_parameters(CONFIG, seed=2), 2), []
+
+    def work(item):
+        if item == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        done.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        workers.map(work, [0, 1])
+    assert done == [1]
+
+
+def test_the_optimizer_takes_the_same_step_on_any_number_of_threads():
+    rng = np.random.default_rng(3)
+    p, g = rng.standard_normal((2, 200_001), np.float32)
+    results = []
+    for map_pieces in (map, Workers({}, 1).map, Workers(init_parameters(CONFIG, 2), 3).map):
+        now, gradient = p.copy(), g.copy()
+        adamw = AdamW(np.zeros_like(p), np.zeros_like(p), num_decayed=70_000)
+        norm = clip_gradient(gradient, 1.0, map_pieces)
+        adamw.update(now, gradient, 1e-2, map_pieces)
+        results.append((norm, now))
+    for norm, now in results[1:]:
+        assert norm == results[0][0] and np.array_equal(now, results[0][1])
 
 
 def test_there_is_at_least_one_processor():

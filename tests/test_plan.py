@@ -65,13 +65,18 @@ from npgpt.model import *
 from npgpt.optim import AdamW
 from npgpt.plan import peak_memory_bytes, training_bytes
 config = GPTConfig(vocab_size=2000, n_layer=4, n_embd=128, n_hidden=384, n_head=4, block_size=128)
+
+def two_steps(config, ids):
+    params = init_parameters(config, 0)
+    grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
+    for _ in range(2):
+        loss_and_gradients(params, grads, ids, ids, config)
+        optimizer.update(params.flat, grads.flat, 1e-3)
+
+tiny = GPTConfig(vocab_size=8, n_layer=1, n_embd=8, n_hidden=8, n_head=1, block_size=8)
+two_steps(tiny, np.zeros((1, 8), np.int64))  # the kernels' compiler is no array
 before = peak_memory_bytes()
-params = init_parameters(config, 0)
-grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
-ids = np.zeros((16, 128), np.int64)
-for _ in range(2):
-    loss_and_gradients(params, grads, ids, ids, config)
-    optimizer.update(params.flat, grads.flat, 1e-3)
+two_steps(config, np.zeros((16, 128), np.int64))
 print((peak_memory_bytes() - before) / training_bytes(config, 16))
 """
     done = subprocess.run(

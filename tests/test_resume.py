@@ -17,6 +17,8 @@ import train
 from npgpt import training
 from npgpt.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from npgpt.runs import read_log
+from npgpt.token_writer import TokenWriter
+from npgpt.tokenizer import load_tokenizer
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 RUN = [*SMALL, "--run", "a"]
@@ -334,16 +336,28 @@ def test_all_checkpoints_damaged(stopped, capsys):
     assert re.search(r"none of the checkpoints of runs.a is whole: .*model.saf", refused(capsys))
 
 
-@pytest.mark.parametrize("how", ["cut", "turned round", "missing", "empty"])
+@pytest.mark.parametrize("how", ["cut", "flip", "turned round", "missing", "empty"])
 @pytest.mark.parametrize("name", ["train", "valid"])
 def test_other_tokens(stopped, capsys, name, how):
-    path = stopped / f"tokens/{name}.npy"
+    path = stopped / f"tokens/{name}.bin"
+    whole = path.read_bytes()
+    path.unlink()  # it is another name of a file that all runs share
+    path.write_bytes(whole)
     damage(path, how)
     if how == "turned round":
-        np.save(path, np.load(path)[::-1])
-        assert "tokens has changed since the checkpoint: start a new run" in refused(capsys)
-    else:
-        assert f"{name}.npy cannot be read" in refused(capsys)
+        np.fromfile(path, "<u2")[::-1].tofile(path)
+    error = refused(capsys)
+    assert f"{name}.bin cannot be used (" in error and error.endswith("): start a new run")
+    if how in ("flip", "turned round"):
+        assert "it has changed since it was saved" in error
+
+
+def test_tokens_of_another_run(stopped, capsys):
+    path = stopped / "tokens/train.bin"
+    with TokenWriter(path, load_tokenizer(stopped / "tokenizer"), "another") as writer:
+        writer.append(np.fromfile(path, "<u2")[::-1])
+        writer.finish()
+    assert "tokens has changed since the checkpoint: start a new run" in refused(capsys)
 
 
 @pytest.mark.parametrize("change", ["shape", "less", "more", "moments"])

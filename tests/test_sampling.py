@@ -62,7 +62,8 @@ def test_top_k_keeps_ties_and_everything_when_k_says_so():
 @pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
     z = 2 * np.random.default_rng(0).standard_normal((50, 9))
-    for row, kept in zip(z, keep_top_p(z, p)):
+    for row in z:
+        kept = keep_top_p(row, p)
         stays = set(np.flatnonzero(kept > -np.inf))
         likeliest = sorted(range(9), key=lambda i: -row[i])
         assert stays == set(likeliest[: len(stays)])

@@ -220,7 +220,7 @@ def test_probabilities_of_choices_sum_to_one():
 
 
 # Changing a word of the grammar changes this, and with it every corpus ever written with a seed.
-PINNED = "ee472452b494c5660ad3098f67e44e4bdf11bad3768fcedd75644c6444311564"
+PINNED = "719125dc37ad531f75f42930e1ea421004e750105a133e0a1c2dc6c28fa3e0a4"
 
 
 def test_the_same_seed_tells_the_same_stories():
@@ -239,7 +239,7 @@ def test_the_corpus_is_varied_and_of_the_promised_size(told):
     assert 50 <= min(lengths) and max(lengths) <= 140
     vocabulary = {w for s in told for w in sb.re.findall("[a-z]+", s.text.lower())}
     assert 400 <= len(vocabulary) <= 630
-    assert 0.45 <= sb.entropy().nats_per_word <= 0.8
+    assert 0.4 <= sb.entropy().nats_per_word <= 0.8
 
 
 def test_the_text_is_tidy(told):

@@ -121,6 +121,29 @@ def test_unknown_id(bpe, place, unknown):
         bpe.token_bytes(unknown)
 
 
+@pytest.mark.parametrize("wrong", [1.0, "1", None, [1], np.float32(1)])
+def test_what_is_no_id(bpe, wrong):
+    with pytest.raises(ValueError, match=r"^id .* at position 2 is not a whole number$"):
+        bpe.decode([0, 1, wrong, 2])
+    with pytest.raises(ValueError, match=r"^id .* is not a whole number$"):
+        bpe.token_bytes(wrong)
+
+
+def test_sequences_of_ids(bpe):
+    ids = bpe.encode(SAMPLE)
+    for dtype in (np.uint16, np.int32, np.int64, np.uint64):
+        assert bpe.decode(np.array(ids, dtype)) == SAMPLE
+        assert bpe.decode(list(np.array(ids, dtype))) == SAMPLE
+    assert bpe.decode(tuple(ids)) == bpe.decode(iter(ids)) == SAMPLE
+    assert bpe.decode(np.array([], np.uint16)) == bpe.decode([]) == ""
+    with pytest.raises(ValueError, match=r"^id 18446744073709551615 at position 1 is unknown"):
+        bpe.decode(np.array([3, 2**64 - 1], np.uint64))
+    with pytest.raises(ValueError, match=r"^id \[1, 2\] at position 0 is not a whole number$"):
+        bpe.decode(np.array([[1, 2]]))
+    with pytest.raises(ValueError, match=r"^id nan at position 0 is not a whole number$"):
+        bpe.decode([float("nan"), -1])
+
+
 def test_half_a_surrogate_pair(bpe):
     with pytest.raises(
         UserError, match=r"^the text has half a surrogate pair, U\+D83D, at posit.* 2"
@@ -290,17 +313,64 @@ def test_special_tokens_in_text(kind):
     assert some.count(end) == 3 and not {a, ab} & set(some) and tok.decode(some) == text
     with pytest.raises(UserError, match="at position 13"):
         tok.encode(f"{END_OF_TEXT}<|a|>", disallowed_special={"<|a|>"})
-    message = r"^'<\|c\|>' is not a special token of this tokenizer, which has '<\|endoftext\|>', "
-    with pytest.raises(UserError, match=message):
-        tok.encode("the", allowed_special={"<|c|>"})
+    with pytest.raises(
+        UserError, match=r"^the text contains 'he' at position 1: it is disallowed$"
+    ):
+        tok.encode("the", disallowed_special={"he"})
+
+
+def test_special_tokens_as_in_tiktoken():
+    """All that allowed_special and disallowed_special may be: the same ids, or both refuse."""
+    tiktoken = pytest.importorskip("tiktoken")
+    rng = random.Random(5)
+    # None begins as another does: which of those is meant, tiktoken leaves to a hash table.
+    special = [END_OF_TEXT, "<|a|>", "<|b|>", "aba", "bab", "\n", "|>|"]
+    tok = BPETokenizer.train(["banana bandana <|ananas|> <|endoftext"], 280, special)
+    ranks = {token: i for i, token in enumerate(tok.tokens[: -len(special)])}
+    peer = tiktoken.Encoding(
+        "t", pat_str=PATTERN.pattern, mergeable_ranks=ranks, special_tokens=tok.special_tokens
+    )
+    pieces = [*special, "<|", "|>", "<", "endoftext", "ab", "a", "b", " ", "\n", "<|c|>", "banana"]
+    names = [*special, "<|c|>", "nan", "a"]  # the last three are no special tokens
+    outcomes = Counter()
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(8)))
+        allowed = rng.choice(["all", set(), set(rng.sample(names, rng.randrange(len(names))))])
+        disallowed = rng.choice(["all", (), set(rng.sample(names, 1)), rng.sample(names, 2)])
+        try:
+            expected = peer.encode(text, allowed_special=allowed, disallowed_special=disallowed)
+        except ValueError:
+            with pytest.raises(UserError, match="the text contains "):
+                tok.encode(text, allowed, disallowed)
+            outcomes["refused"] += 1
+        else:
+            assert tok.encode(text, allowed, disallowed) == expected
+            assert tok.decode(expected) == text
+            outcomes[bool(set(expected) & set(tok.special_tokens.values()))] += 1
+    assert min(outcomes["refused"], outcomes[True], outcomes[False]) > 200
+
+
+def test_defaults_and_documented_cases_as_in_tiktoken():
+    tok = BPETokenizer.train([SAMPLE], 300)
+    plain, end = tok.encode(END_OF_TEXT, disallowed_special=()), [tok.end_of_text]
+    assert len(plain) > 1
+    assert tok.encode(END_OF_TEXT, allowed_special="all") == end
+    assert tok.encode(END_OF_TEXT, allowed_special={END_OF_TEXT}) == end
+    assert tok.encode(END_OF_TEXT, allowed_special=END_OF_TEXT) == end  # there, a TypeError
+    for allowed, disallowed in [((), "all"), ("all", {END_OF_TEXT}), ({"<|c|>"}, "all")]:
+        with pytest.raises(UserError, match="the text contains the special token"):
+            tok.encode(END_OF_TEXT, allowed, disallowed)
+    assert tok.encode(END_OF_TEXT, {"<|c|>"}, {"<|c|>"}) == plain
+    assert tok.encode(END_OF_TEXT, disallowed_special={"<|c|>"}) == plain
+    assert tok.encode("", disallowed_special={"<|c|>"}) == []
 
 
 def test_no_special_tokens():
     tok = BPETokenizer.train([SAMPLE], 300, special_tokens=())
     assert tok.end_of_text is None and tok.special_tokens == {}
     assert tok.decode(tok.encode(END_OF_TEXT)) == END_OF_TEXT
-    with pytest.raises(UserError, match=r"which has none$"):
-        tok.encode("", allowed_special={END_OF_TEXT})
+    plain = tok.encode(END_OF_TEXT)
+    assert tok.encode(END_OF_TEXT, allowed_special={END_OF_TEXT}) == plain
 
 
 def test_a_special_token_with_the_bytes_of_an_ordinary_one(tmp_path):
@@ -379,7 +449,7 @@ def test_save_and_load(kind, tmp_path):
     tok = trained(kind)
     tok.save(str(tmp_path / "made" / "here"))
     again = load_tokenizer(str(tmp_path / "made" / "here"))
-    assert type(again) is type(tok)
+    assert isinstance(again, type(tok))
     assert again.tokens == tok.tokens and again.special_tokens == tok.special_tokens
     text = SAMPLE + END_OF_TEXT + "<|naïve pad|>" + SAMPLE
     ids = tok.encode(text, allowed_special="all")
@@ -392,15 +462,26 @@ def test_save_and_load(kind, tmp_path):
 def test_files_look_like_gpt2s(tmp_path):
     tok = BPETokenizer.train(["the the é\n"], 262)
     tok.save(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["merges.txt", "tokenizer_config.json", "vocab.json"]
+    names = ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    assert sorted(os.listdir(tmp_path)) == names
     merges = "#version: 0.2\nt h\nth e\nÃ ©\nĠ Ã©\nĠ the\n"
     assert (tmp_path / "merges.txt").read_bytes().decode() == merges
     vocab = (tmp_path / "vocab.json").read_text()
     assert vocab.startswith('{"!": 0, "\\"": 1, "#": 2, ')
     assert vocab.endswith('"\\u0120the": 260, "<|endoftext|>": 261}')
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert settings == {"kind": "bpe", "special_tokens": {END_OF_TEXT: 261}}
+    assert settings == {
+        "kind": "bpe",
+        "special_tokens": {END_OF_TEXT: 261},
+        # What follows is read by Hugging Face's transformers.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+    }
     # Without the settings the two files are enough, also under the names GPT-2 was given.
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
     assert load_tokenizer(tmp_path).special_tokens == {END_OF_TEXT: 261}
     (tmp_path / "tokenizer_config.json").unlink()
@@ -418,6 +499,7 @@ def test_ids_in_another_order(tmp_path):
     vocab = {name: (i + 1) % 300 for name, i in vocab.items()}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
     again = load_tokenizer(tmp_path)
     assert again.end_of_text == 0
     assert again.encode(SAMPLE) == [i + 1 for i in tok.encode(SAMPLE)]
@@ -512,7 +594,7 @@ DAMAGES = {
         "bpe",
         "merges.txt",
         lambda p: edit(p, lambda t: t + "q q\n"),
-        r"merges\.txt, line \d+: 'q q' makes a token that vocab\.json does not list$",
+        r"merges\.txt, line \d+: 'q q' makes a token that the vocabulary does not list$",
     ),
     "cut merges": (
         "bpe",
@@ -579,6 +661,7 @@ def test_damaged_folders(damage, tmp_path):
 def test_cut_merges_without_settings(tmp_path):
     trained("bpe").save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
     edit(tmp_path / "merges.txt", lambda t: "\n".join(t.split("\n")[:20]))
     with pytest.raises(UserError, match=r"vocab\.json: the token .* is not made by merges\.txt"):
         load_tokenizer(tmp_path)

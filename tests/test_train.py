@@ -22,6 +22,7 @@ from npgpt.presets import PRESETS
 from npgpt.runs import read_log
 from npgpt.settings import Settings, dashed, with_preset
 
+NAMES = ("train", "valid")
 BOOK = "The owl sat in the old tree, and the mouse ran home. What did the fox say? Nothing!\n" * 40
 
 
@@ -133,7 +134,7 @@ def test_a_folder_of_yours(fast, capsys):
         Path("été").mkdir(exist_ok=True)
         Path(f"été/{i}.txt").write_text(BOOK[i:])
     assert call(capsys, *SMALL, "--data", "été", "--run", "a")[0] == 0
-    training, validation = (np.load(f"runs/a/tokens/{n}.npy") for n in ("train", "valid"))
+    training, validation = (np.fromfile(f"runs/a/tokens/{n}.bin", "<u2") for n in NAMES)
     end = 279
     assert np.sum(training == end) == 3 and np.sum(validation == end) == 2
     assert training[0] == training[-1] == validation[0] == validation[-1] == end
@@ -144,7 +145,20 @@ def test_a_text_of_its_own_for_validation(fast, capsys):
     Path("b.txt").write_text("The fox: home? No!\n" * 9)
     argv = [*SMALL, "--run", "a", "--data", "a.txt", "--tokenizer", "char"]
     assert call(capsys, *argv, "--valid", "b.txt")[0] == 0
-    assert len(np.load("runs/a/tokens/train.npy")) == len(BOOK.strip())
+    assert len(np.fromfile("runs/a/tokens/train.bin", "<u2")) == len(BOOK.strip())
+
+
+def test_tokens_that_are_ready(fast, capsys):
+    """Those of another run, whose validation loss at the first step is then the same."""
+    assert call(capsys, *SMALL, "--run", "a")[0] == 0
+    ready = ["--data", "runs/a/tokens", "--tokenizer-from", "runs/a"]
+    small = [word for word in SMALL if word not in ("--vocab-size", "280")]
+    status, out, err = call(capsys, *small, "--run", "b", *ready)
+    assert (status, err) == (0, "") and "learning" not in out and "reading" not in out
+    losses = [[r.get("valid_loss") for r in read_log(f"runs/{name}")] for name in "ab"]
+    assert losses[0] == losses[1]
+    assert np.array_equal(weights("runs/a")["model", "wte"], weights("runs/b")["model", "wte"])
+    assert os.path.samefile("runs/a/tokens/train.bin", "runs/b/tokens/train.bin")
 
 
 def test_without_matplotlib_there_is_one_sentence(monkeypatch, capsys):
@@ -288,7 +302,7 @@ def test_a_mistake_is_one_sentence(fast, capsys, line, sentence):
 
 
 def test_a_shape_that_can_not_be_is_refused_before_the_long_reading(fast, capsys, monkeypatch):
-    monkeypatch.setattr("npgpt.training.load_documents", None)
+    monkeypatch.setattr("npgpt.training.prepare", None)
     assert "n_embd 17 does not split" in refused(capsys, *SMALL, "--n-embd", "17")
 
 
@@ -297,7 +311,10 @@ def test_a_refusal_of_the_program_itself(tmp_path):
     out, err = process.communicate()
     assert process.returncode == 2
     assert out == "reading the text none.txt ...\n"
-    assert err == "error: there is no text at none.txt: give --data a file or a folder\n"
+    assert err == (
+        "error: there is no text at none.txt: give --data a file or a folder, "
+        "or one of storybook, tinystories, shakespeare, fineweb-edu\n"
+    )
 
 
 def test_a_run_is_not_overwritten(fast, capsys):

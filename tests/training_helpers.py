@@ -1,7 +1,9 @@
 """What the tests of train.py share: a run that takes a blink, and ways to start one."""
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import train
@@ -33,8 +35,17 @@ def call(capsys, *argv):
     return (status, *capsys.readouterr())
 
 
+@functools.cache
+def compile_kernels():
+    """Run train.py once: the first process on a machine that does says so, and takes its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [sys.executable, ROOT / "train.py", *SMALL, "--steps", "1"]
+        subprocess.run(argv, cwd=folder, check=True, capture_output=True)
+
+
 def start(*argv, cwd, **options):
-    """Start train.py as a process of its own."""
+    """Start train.py as a process of its own, its kernels compiled already."""
+    compile_kernels()
     return subprocess.Popen(
         [sys.executable, ROOT / "train.py", *argv], cwd=cwd, text=True, encoding="utf-8",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,

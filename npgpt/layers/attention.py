@@ -57,7 +57,10 @@ Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; grouped heads: 
 
 import numpy as np
 
+from npgpt.backend.fused import fused
 
+
+@fused
 def attention_forward(q, k, v):
     """Average the values of the visible past, weighted by softmax(q · k / √D).
 
@@ -83,6 +86,7 @@ def attention_forward(q, k, v):
     return y, (q, k, v, y, peak + np.log(total))
 
 
+@fused
 def attention_backward(dy, cache):
     """Undo attention_forward.
 

@@ -33,6 +33,8 @@ Source: Bengio, Ducharme, Vincent & Jauvin 2003, "A Neural Probabilistic Languag
 
 import numpy as np
 
+from npgpt.backend.fused import fused
+
 
 def embedding_forward(ids, w):
     """Look up the row of w for each id.
@@ -51,6 +53,7 @@ def embedding_forward(ids, w):
     return x, (ids, w)
 
 
+@fused
 def embedding_backward(dx, cache):
     """Undo embedding_forward.
 

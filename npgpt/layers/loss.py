@@ -40,7 +40,10 @@ Source: Bridle 1990, "Probabilistic interpretation of feedforward classification
 
 import numpy as np
 
+from npgpt.backend.fused import fused
 
+
+@fused
 def cross_entropy_forward(logits, targets):
     """Mean of −log softmax(logits)[target] over all rows, in nats.
 
@@ -62,6 +65,7 @@ def cross_entropy_forward(logits, targets):
     return loss, (logits, targets, peak + log_total)
 
 
+@fused
 def cross_entropy_backward(dloss, cache):
     """Undo cross_entropy_forward.
 

@@ -39,7 +39,10 @@ Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
 
 import numpy as np
 
+from npgpt.backend.fused import fused
 
+
+@fused
 def rmsnorm_forward(x, w, eps=1e-5):
     """Divide each row of x by its root mean square, and scale it by w.
 
@@ -54,6 +57,7 @@ def rmsnorm_forward(x, w, eps=1e-5):
     return y, (x, w, rstd)
 
 
+@fused
 def rmsnorm_backward(dy, cache):
     """Undo rmsnorm_forward.
 

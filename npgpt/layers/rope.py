@@ -40,6 +40,8 @@ Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
 
 import numpy as np
 
+from npgpt.backend.fused import fused
+
 
 def rope_table(start, stop, head_dim, theta, like):
     """Make the cosines and sines for the positions start … stop − 1.
@@ -58,6 +60,7 @@ def rope_table(start, stop, head_dim, theta, like):
     return np.cos(angle).astype(like.dtype), np.sin(angle).astype(like.dtype)
 
 
+@fused
 def rope_forward(x, cos, sin):
     """Turn each plane of x by the angle of its position.
 
@@ -77,6 +80,7 @@ def rope_forward(x, cos, sin):
     return y, (cos, sin)
 
 
+@fused
 def rope_backward(dy, cache):
     """Undo rope_forward.
 

@@ -32,7 +32,10 @@ Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6 (SwiGLU, without
 
 import numpy as np
 
+from npgpt.backend.fused import fused
 
+
+@fused
 def swiglu_forward(x):
     """Let silu(gate) decide how much of up goes through.
 
@@ -48,6 +51,7 @@ def swiglu_forward(x):
     return y, (x,)
 
 
+@fused
 def swiglu_backward(dy, cache):
     """Undo swiglu_forward.
 

@@ -4,10 +4,12 @@ A special token is a mark that no text can spell: <|endoftext|> between two docu
 id of its own, which training keeps apart from all words. So text that happens to contain the
 thirteen characters `<|endoftext|>` must not turn into the mark by accident; a stranger's
 prompt could otherwise end the document that it is read in. encode therefore refuses such
-text until the caller says which of the two is meant, and the question has the same two
-arguments as in OpenAI's tiktoken.
+text until the caller says which of the two is meant. The question has the same two arguments
+as in OpenAI's tiktoken, and the same answers. (Where one special token is the beginning of
+another, tiktoken takes whichever its hash table lists first; here the longer one is meant.)
 """
 
+import operator
 import re
 
 from ..errors import UserError
@@ -27,6 +29,7 @@ class Tokenizer:
     def __init__(self, tokens, special_tokens):
         self.tokens = list(tokens)
         self.special_tokens = dict(special_tokens)
+        self.always_allowed = frozenset()  # those that encode makes ids of without being asked
 
     @property
     def vocab_size(self):
@@ -42,26 +45,20 @@ class Tokenizer:
         """Turn text into ids.
 
         Args:    text; allowed_special: the special tokens to turn into their ids, "all" or a
-                 set of strings; disallowed_special: those to refuse, "all" (all that are not
-                 allowed) or a set of strings. What is in neither is read as plain text, so
-                 disallowed_special=() refuses nothing.
+                 collection of str; disallowed_special: the texts to refuse, "all" (the special
+                 tokens that are not allowed) or a collection of str. A special token in
+                 neither is read as plain text, so disallowed_special=() refuses nothing.
         Returns: a list of int.
-        Raises:  UserError if the text contains a disallowed special token, or a character
-                 that the tokenizer cannot write.
+        Raises:  UserError if the text contains what is disallowed, or a character that the
+                 tokenizer cannot write.
         """
         check_text(text)
-        allowed = self._choose(allowed_special)
+        allowed = self._choose(allowed_special) | self.always_allowed
+        allowed &= self.special_tokens.keys()
         if disallowed_special == "all":
-            disallowed = set(self.special_tokens) - allowed
+            self._refuse(text, self.special_tokens.keys() - allowed)
         else:
-            disallowed = self._choose(disallowed_special)
-        found = special_pattern(disallowed).search(text) if disallowed else None
-        if found:
-            raise UserError(
-                f"the text contains the special token {found.group()!r} at position "
-                f"{found.start()}: pass allowed_special={{{found.group()!r}}} to make it its id, "
-                "or disallowed_special=() to encode it as plain text"
-            )
+            self._refuse(text, self._choose(disallowed_special))
         ids = []
         for start, piece, special in split_special(text, allowed):
             if special:
@@ -76,13 +73,18 @@ class Tokenizer:
         A character of several bytes can be cut by the end of the sequence, and a model may
         write bytes that are no UTF-8 at all: these read as U+FFFD, the replacement character.
 
-        Args:    ids, a sequence of int.
+        Args:    ids, a sequence of int: a list, or an array of one dimension.
         Returns: str; special tokens appear as their text.
         Raises:  ValueError naming the first unknown id and its place.
         """
-        return b"".join([self.token_bytes(i, place) for place, i in enumerate(ids)]).decode(
-            "utf-8", errors="replace"
-        )
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        try:
+            if min(ids, default=0) < 0:  # tokens[-1] would be a token, and a wrong one
+                raise IndexError
+            pieces = [self.tokens[i] for i in ids]
+        except (IndexError, TypeError):  # which one is it? this asks slowly, and one by one
+            pieces = [self.token_bytes(i, place) for place, i in enumerate(ids)]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_bytes(self, i, place=None):
         """The bytes of token number i.
@@ -91,23 +93,34 @@ class Tokenizer:
         Returns: bytes: a piece of UTF-8, which may begin or end within a character.
         Raises:  ValueError if there is no such token.
         """
-        if not 0 <= i < len(self.tokens):  # tokens[-1] would be a token, and a wrong one
-            where = "" if place is None else f" at position {place}"
-            raise ValueError(f"id {i}{where} is unknown: ids run from 0 to {len(self.tokens) - 1}")
-        return self.tokens[i]
+        where = "" if place is None else f" at position {place}"
+        try:
+            number = operator.index(i)
+        except TypeError:
+            raise ValueError(f"id {i!r}{where} is not a whole number") from None
+        if not 0 <= number < len(self.tokens):
+            last = len(self.tokens) - 1
+            raise ValueError(f"id {number}{where} is unknown: ids run from 0 to {last}")
+        return self.tokens[number]
 
     def _choose(self, names):
-        """The set of special tokens that "all", one string, or a collection of them means."""
+        """The set of strings that "all", one string, or a collection of them means."""
         if isinstance(names, str):
-            names = self.special_tokens if names == "all" else [names]
-        names = set(names)
-        unknown = names - set(self.special_tokens)
-        if unknown:
+            return set(self.special_tokens) if names == "all" else {names}
+        return set(names)
+
+    def _refuse(self, text, disallowed):
+        """Raise UserError if the text contains one of the disallowed strings."""
+        found = special_pattern(disallowed).search(text) if disallowed else None
+        if found:
+            name, start = found.group(), found.start()
+            if name not in self.special_tokens:
+                raise UserError(f"the text contains {name!r} at position {start}: it is disallowed")
             raise UserError(
-                f"{min(unknown)!r} is not a special token of this tokenizer, "
-                f"which has {', '.join(map(repr, self.special_tokens)) or 'none'}"
+                f"the text contains the special token {name!r} at position {start}: "
+                f"pass allowed_special={{{name!r}}} to make it its id, "
+                "or disallowed_special=() to encode it as plain text"
             )
-        return names
 
     def _encode_plain(self, text, start):
         """Encode text without special tokens, which begins at position start of the whole."""
@@ -158,6 +171,32 @@ def training_texts(texts):
     for text in texts:
         check_text(text)
         yield text
+
+
+def plain_pieces(texts, special_tokens):
+    """What a tokenizer learns from: the texts, each checked and cut at its special tokens."""
+    for text in training_texts(texts):
+        for _, piece, special in split_special(text, special_tokens):
+            if not special:
+                yield piece
+
+
+def check_vocab_size(vocab_size, least, found=None):
+    """Raise unless the vocabulary has room for `least` tokens, and the text fills the rest.
+
+    Args:    vocab_size, as asked for; least, how many tokens there are before any merge;
+             found, how many merges the text gave, once that is known.
+    Raises:  UserError with the size to ask for.
+    """
+    if vocab_size < least:
+        raise UserError(
+            f"vocab_size {vocab_size} is too small: bytes and special tokens alone are {least}"
+        )
+    if found is not None and found < vocab_size - least:
+        raise UserError(
+            f"vocab_size {vocab_size} is larger than this text supports: after {found:,} merges "
+            f"every word is one token, so ask for at most {least + found:,}"
+        )
 
 
 def check_special_tokens(special_tokens):

@@ -1,67 +1,67 @@
-"""Byte-level BPE: spell rare words, and give frequent ones a token of their own.
+r"""Byte-level BPE: spell rare words, and give frequent ones a token of their own.
 
 Why
     A vocabulary of characters makes long sequences; a vocabulary of words is never complete.
     Byte-pair encoding stands between. It begins with the 256 bytes, of which UTF-8 makes
     every text in every script, so that nothing is ever unknown. Then it looks for the pair
     of neighbours that is most frequent, gives the pair a token of its own, and repeats. A
-    frequent word ends as one token, a rare one as a few pieces, a new one as its bytes.
+    frequent word ends as one token, a rare one as a few pieces, a new one at worst as bytes.
 
 Words
     Merges without bounds would spend tokens on "dog.", "dog!" and "dog?". So the text is first
-    cut into words, and no merge reaches across a cut. GPT-2's pattern keeps the space before a
-    word with that word, and parts letters, digits, marks and white space. This also makes
-    training cheap: a text has few different words, and each is looked at once, weighted by how
-    often it occurs.
+    cut into words, and no merge reaches across a cut. GPT-2's pattern leaves the space before
+    a word with that word, and parts letters, digits, marks and white space:
+    >>> list(split_words("The dog's 2 tails,  wagging!"))
+    ['The', ' dog', "'s", ' 2', ' tails', ',', ' ', ' wagging', '!']
 
-Training, by hand, on one line
-    >>> text = "she sells sea shells"
-    >>> PATTERN.findall(text)
-    ['she', ' sells', ' sea', ' shells']
+Training, by hand
+    Take four words; ␣ is the space before a word. Each line merges one more pair, everywhere:
 
-    (space, s) occurs three times, six other pairs twice, and (e, a) once: the first merge is
-    clear. It takes the s from (s, e) and, in " shells", from (s, h). The other four still have
-    two, and so has a new pair, (" s", e). The bytes break the tie: of equals the greatest in
-    alphabetical order wins, here (l, s), before (l, l), (h, e), (e, l) and (" s", e). Its
-    token "ls" makes the pair (l, ls), which is then the greatest, and (h, e) is next:
-    >>> tok = BPETokenizer.train([text], vocab_size=260, special_tokens=())
+        merged   how often    she      ␣sells         ␣sea       ␣shells
+                              s h e    ␣ s e l l s    ␣ s e a    ␣ s h e l l s
+        ␣, s     3            s h e    ␣s e l l s     ␣s e a     ␣s h e l l s
+        l, s     2            s h e    ␣s e l ls      ␣s e a     ␣s h e l ls
+        l, ls    2            s h e    ␣s e lls       ␣s e a     ␣s h e lls
+        h, e     2            s he     ␣s e lls       ␣s e a     ␣s he lls
+
+    (␣, s) is the most frequent. Its merge ends (s, e), for each s before an e stood behind a
+    space, and leaves five pairs that occur twice: (h, e), (e, l), (l, l), (l, s) and the new
+    (␣s, e). Of equals the greatest wins, in the order of their bytes: it is alphabetical.
+    >>> tok = BPETokenizer.train(["she sells sea shells"], vocab_size=260, special_tokens=())
     >>> tok.merges
     [(b' ', b's'), (b'l', b's'), (b'l', b'ls'), (b'h', b'e')]
 
 Encoding
     A new word goes through the same history: of the merges that fit it, always the earliest
-    first. That is neither the longest match nor the shortest result; but the training text
-    went through it, so the model has seen words cut in this way.
+    first. That is neither the longest match nor the shortest result. But the training text
+    was cut in just this way, and the model that read it knows no other.
     >>> [tok.token_bytes(i) for i in tok.encode("she shells")]
     [b's', b'he', b' s', b'he', b'lls']
-    >>> tok.decode(tok.encode("ὁ λόγος"))
-    'ὁ λόγος'
 
-Counting fast enough
-    Sennrich's Algorithm 1 counts all pairs anew before every merge. But a merge changes only
-    the words that contain it: so we keep for each pair the words where it was seen, and mend
-    the counts of those. The greatest count waits on top of a heap. Its entries go stale, but
-    only in one direction: the pairs of a token are born in the step that makes it, and later
-    merges can only take them apart. So a count only falls, a stale entry promises too much,
-    and it is enough to put it back, corrected, when it comes up.
+    Joined, their bytes are the text again. One token alone may begin or end within a character:
+    >>> [tok.token_bytes(i) for i in tok.encode("é")], tok.decode(tok.encode("é"))
+    ([b'\xc3', b'\xa9'], 'é')
+
+Cost
+    To count all pairs anew before every merge, as Sennrich's Algorithm 1 does, is to read the
+    corpus once for each token. Two remarks make it bearable. A text has few different words:
+    count those, and let each weigh as much as it occurs. And a merge changes only the words
+    that contain it: remember where a pair was seen, and count anew in those words alone.
 
 Sources
-    Gage 1994, "A New Algorithm for Data Compression": the merges.
-    Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword
-    Units", Algorithm 1: merges within words, to make a vocabulary.
-    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), §2.2:
-    bytes in place of characters; the pattern is that of its released encoder.py.
+    Gage 1994: the merges, to compress data. Sennrich, Haddow & Birch 2016, Algorithm 1: merges
+    within words, to make a vocabulary. Radford et al. 2019 (GPT-2), §2.2: bytes in place of
+    characters; the pattern is that of its released encoder.py.
 """
 
-import heapq
 from collections import Counter, defaultdict
 from itertools import pairwise
 
 import regex
 
-from ..errors import UserError
-from .base import END_OF_TEXT, Tokenizer, check_special_tokens, split_special, training_texts
-from .files import CHARACTER_OF, save_bpe, written
+from .base import END_OF_TEXT, Tokenizer, check_special_tokens, check_vocab_size, plain_pieces
+from .files import CHARACTER_OF, check_names
+from .hugging_face import save_everywhere
 
 # The alternatives are tried in this order; the last but one leaves the final space of a gap to
 # the word that follows. Every character fits one of them: the words joined are the text.
@@ -80,10 +80,8 @@ def split_words(text):
 def count_words(texts, special_tokens):
     """Count the words of texts; special tokens are left out, and no word reaches across one."""
     counts = Counter()
-    for text in training_texts(texts):
-        for _, piece, special in split_special(text, special_tokens):
-            if not special:
-                counts.update(split_words(piece))
+    for piece in plain_pieces(texts, special_tokens):
+        counts.update(split_words(piece))
     return counts
 
 
@@ -93,68 +91,44 @@ def merge_pair(parts, pair):
     >>> merge_pair([b"a", b"a", b"a", b"b"], (b"a", b"a"))
     [b'aa', b'a', b'b']
     """
-    merged, i = [], 0
-    while i < len(parts):
-        if parts[i] == pair[0] and parts[i + 1 : i + 2] == [pair[1]]:
-            merged.append(pair[0] + pair[1])
-            i += 2
+    merged = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
         else:
-            merged.append(parts[i])
-            i += 1
+            merged.append(part)
     return merged
 
 
-class Descending:
-    """A pair that sorts backwards: heapq gives the least first, and ties want the greatest."""
-
-    __slots__ = ("pair",)
-
-    def __init__(self, pair):
-        self.pair = pair
-
-    def __lt__(self, other):
-        return self.pair > other.pair
-
-
 def learn_merges(word_counts, n_merges, progress=None):
-    """Find the n_merges best merges, or all there are: again and again the most frequent pair.
+    """Find n_merges merges, or all there are: again and again the most frequent pair.
 
     Args:    word_counts, a dict from word to how often it occurs; progress(done, total).
     Returns: a list of pairs of bytes; of equally frequent pairs the greatest comes first.
-    Source:  Sennrich et al. 2016, Algorithm 1; the bookkeeping is described above.
+    Source:  Sennrich et al. 2016, Algorithm 1; what is saved is told above.
     """
     words = [[bytes([b]) for b in word.encode("utf-8")] for word in word_counts]
     times = list(word_counts.values())
     counts = Counter()  # pair → how often it occurs
     where = defaultdict(set)  # pair → the words that have it, or had it once
-    for w, parts in enumerate(words):
-        for pair in pairwise(parts):
-            counts[pair] += times[w]
-            where[pair].add(w)
-    heap = [(-count, Descending(pair)) for pair, count in counts.items()]
-    heapq.heapify(heap)
 
+    def count(w, sign):
+        for pair in pairwise(words[w]):
+            counts[pair] += sign * times[w]
+            if not counts[pair]:
+                del counts[pair]
+            where[pair].add(w)
+
+    for w in range(len(words)):
+        count(w, +1)
     merges = []
-    while heap and len(merges) < n_merges:
-        count, entry = heapq.heappop(heap)
-        best = entry.pair
-        if -count != counts[best]:  # stale: back it goes with its true count
-            if counts[best]:
-                heapq.heappush(heap, (-counts[best], entry))
-            continue
-        merges.append(best)
-        token, born = best[0] + best[1], set()
+    while counts and len(merges) < n_merges:
+        _, best = max(zip(counts.values(), counts))  # of equals the greatest pair
         for w in where.pop(best):
-            for pair in pairwise(words[w]):
-                counts[pair] -= times[w]
+            count(w, -1)
             words[w] = merge_pair(words[w], best)
-            for pair in pairwise(words[w]):
-                counts[pair] += times[w]
-                if token in pair:
-                    where[pair].add(w)
-                    born.add(pair)
-        for pair in born:
-            heapq.heappush(heap, (-counts[pair], Descending(pair)))
+            count(w, +1)
+        merges.append(best)
         if progress:
             progress(len(merges), n_merges)
     return merges
@@ -184,7 +158,7 @@ class BPETokenizer(Tokenizer):
     """
 
     kind = "bpe"
-    save = save_bpe
+    save = save_everywhere
 
     def __init__(self, tokens, merges, special_tokens):
         super().__init__(tokens, special_tokens)
@@ -201,37 +175,35 @@ class BPETokenizer(Tokenizer):
         Args:    texts, an iterable of str; vocab_size = 256 bytes + merges + special tokens;
                  progress(done, total), called after each merge.
         Returns: BPETokenizer.
-        Raises:  UserError if vocab_size has no room for bytes and special tokens, or is more
-                 than the text can fill.
+        Raises:  UserError if vocab_size is too small for the bytes, or too large for the text.
         """
         special_tokens = check_special_tokens(special_tokens)
         least = len(BYTES) + len(special_tokens)
-        if vocab_size < least:
-            raise UserError(
-                f"vocab_size {vocab_size} is too small: bytes and special tokens alone are {least}"
-            )
+        check_vocab_size(vocab_size, least)
         merges = learn_merges(count_words(texts, special_tokens), vocab_size - least, progress)
-        if len(merges) < vocab_size - least:
-            raise UserError(
-                f"vocab_size {vocab_size} is larger than this text supports: after "
-                f"{len(merges):,} merges every word is one token, "
-                f"so ask for at most {least + len(merges):,}"
-            )
+        check_vocab_size(vocab_size, least, found=len(merges))
+        return cls.from_merges(merges, special_tokens)
+
+    @classmethod
+    def from_merges(cls, merges, special_tokens):
+        """Number the tokens: the bytes, those that merges make, the special ones.
+
+        Args:    merges, a list of pairs of bytes, in order; special_tokens, a list of str.
+        Returns: BPETokenizer.
+        Raises:  UserError if a special token reads like one of the others.
+        """
         tokens = BYTES + [left + right for left, right in merges]
-        for name in set(special_tokens) & {written(token) for token in tokens}:
-            raise UserError(f"the special token {name!r} is an ordinary token too: rename it")
+        check_names(special_tokens, tokens)
         ids = {name: len(tokens) + i for i, name in enumerate(special_tokens)}
         return cls(tokens + [name.encode("utf-8") for name in special_tokens], merges, ids)
 
     def _encode_plain(self, text, start):
         ids = []
         for word in split_words(text):
-            word_ids = self._cache.get(word)
-            if word_ids is None:
-                parts = [bytes([b]) for b in word.encode("utf-8")]
-                word_ids = [self._ids[part] for part in merge_word(parts, self._ranks)]
+            if word not in self._cache:
                 if len(self._cache) >= CACHE_WORDS:
                     self._cache.clear()
-                self._cache[word] = word_ids
-            ids += word_ids
+                parts = [bytes([b]) for b in word.encode("utf-8")]
+                self._cache[word] = [self._ids[part] for part in merge_word(parts, self._ranks)]
+            ids += self._cache[word]
         return ids

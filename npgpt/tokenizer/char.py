@@ -14,7 +14,7 @@ text lacks cannot be written at all, so encode refuses it.
 """
 
 from ..errors import UserError
-from .base import Tokenizer, check_special_tokens, split_special, training_texts
+from .base import Tokenizer, check_special_tokens, plain_pieces
 from .files import save_characters
 
 
@@ -43,9 +43,8 @@ class CharTokenizer(Tokenizer):
         """
         special_tokens = check_special_tokens(special_tokens)
         characters = set()
-        for text in training_texts(texts):
-            for _, piece, special in split_special(text, special_tokens):
-                characters.update(() if special else piece)
+        for piece in plain_pieces(texts, special_tokens):
+            characters.update(piece)
         if not characters:
             raise UserError("the training text is empty, so there are no characters to learn")
         return cls(sorted(characters), special_tokens)

@@ -11,6 +11,10 @@ that table is made, printable bytes first, is also the order of the first 256 id
 
 GPT-2 was published with the names encoder.json and vocab.bpe, which are read too.
 
+tokenizer_config.json says which kind of tokenizer a folder holds, and its special tokens. Hugging
+Face's transformers looks into a file of that name for what it has to know, so theirs stands
+beside ours: each passes over the keys of the other.
+
 Every file is written beside its place and then moved onto it, so a crash leaves the old file
 or the new one, never half of one.
 
@@ -19,14 +23,21 @@ Source: Radford et al. 2019: the table bytes_to_unicode of the released encoder.
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 from ..errors import UserError
+from .base import END_OF_TEXT
 
 SETTINGS = "tokenizer_config.json"
 CHARACTERS = "chars.json"
 VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 HEADER = "#version: 0.2"
+FOR_TRANSFORMERS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,  # or its decode would write "end ." as "end."
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 
 
 def _byte_characters():
@@ -47,25 +58,32 @@ def written(token):
     return "".join([CHARACTER_OF[b] for b in token])
 
 
+def names_of(tok):
+    """What the files call each token, a list: special tokens by their text, others as written."""
+    names = {i: name for name, i in tok.special_tokens.items()}
+    return [names.get(i) or written(token) for i, token in enumerate(tok.tokens)]
+
+
+def check_names(special_tokens, tokens):
+    """Raise UserError if the files could not tell a special token from one of tokens."""
+    for name in set(special_tokens) & {written(token) for token in tokens}:
+        raise UserError(f"the special token {name!r} is an ordinary token too: rename it")
+
+
 def save_bpe(tok, folder):
     """Write vocab.json, merges.txt and tokenizer_config.json for a BPETokenizer.
 
     Args:    tok; folder, made if it is not there.
     Raises:  UserError if the folder cannot be written.
     """
-    names = {i: name for name, i in tok.special_tokens.items()}
-    vocab = {names.get(i) or written(token): i for i, token in enumerate(tok.tokens)}
     lines = [HEADER, *(f"{written(left)} {written(right)}" for left, right in tok.merges)]
-    write_json(folder, "vocab.json", vocab)
+    write_json(folder, "vocab.json", {name: i for i, name in enumerate(names_of(tok))})
     write_file(folder, "merges.txt", "\n".join(lines) + "\n")
-    save_settings(tok, folder)
+    save_settings(tok, folder, FOR_TRANSFORMERS)
 
 
 def load_bpe(folder, settings):
-    """Read a vocabulary, and refuse one whose parts do not fit together.
-
-    A merges.txt that lost its end would still load, and encode to other ids than the model
-    was trained with; so every token must be a byte, or made by a merge, or be special.
+    """Read GPT-2's two files.
 
     Args:    folder; settings, the content of tokenizer_config.json ({} where there is none).
     Returns: tokens, a list of bytes; merges, a list of pairs of bytes; special_tokens, a dict.
@@ -73,36 +91,13 @@ def load_bpe(folder, settings):
     """
     pairs = [(folder / vocab, folder / merges) for vocab, merges in VOCABULARIES]
     vocab_path, merges_path = next((p for p in pairs if p[0].exists() or p[1].exists()), pairs[0])
-
     vocab = read_json(vocab_path)
-    if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
-        raise UserError(f"{vocab_path} is not a table from tokens to ids: fetch or save it again")
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise UserError(f"{vocab_path}: its ids are not 0 to {len(vocab) - 1}, each once")
-
-    made = dict(BYTE_OF)  # what the files write → the bytes that it stands for
-    lacking = next((c for c in made if c not in vocab), None)
-    if lacking is not None:
-        raise UserError(f"{vocab_path} has no token {lacking!r} for the byte {made[lacking]!r}")
-
-    merges = []
+    check_vocab(vocab_path, vocab)
     lines = read_file(merges_path).rstrip("\n").split("\n")
     if not lines[0].startswith("#version"):
         raise UserError(f"{merges_path} does not begin with the line {HEADER!r}")
-    for number, line in enumerate(lines[1:], start=2):
-        sides = line.rstrip("\r").split(" ")
-        if len(sides) != 2 or not all(side in made for side in sides):
-            raise UserError(
-                f"{merges_path}, line {number}: {line!r} is not two tokens "
-                "that are bytes or were made on the lines before"
-            )
-        if "".join(sides) not in vocab:
-            raise UserError(
-                f"{merges_path}, line {number}: {line!r} makes a token that "
-                f"{vocab_path.name} does not list"
-            )
-        merges.append((made[sides[0]], made[sides[1]]))
-        made["".join(sides)] = b"".join(merges[-1])
+    sides = [line.rstrip("\r").split(" ") for line in lines[1:]]
+    merges, made = follow_merges(f"{merges_path}, line", sides, vocab, first=2)
 
     rest = {name: i for name, i in vocab.items() if name not in made}
     if "kind" in settings:
@@ -115,10 +110,65 @@ def load_bpe(folder, settings):
             f"{vocab_path}: the token {odd!r} is not made by {merges_path.name}, or is not the "
             f"special token that {SETTINGS} says: one of the files is cut short or of another save"
         )
-    tokens = [b""] * len(vocab)
-    for name, i in vocab.items():
-        tokens[i] = name.encode("utf-8") if name in special_tokens else made[name]
-    return tokens, merges, dict(sorted(special_tokens.items(), key=lambda item: item[1]))
+    return in_order(vocab, made), merges, in_order_of_ids(special_tokens)
+
+
+def check_vocab(path, vocab):
+    """Raise unless vocab is a dict from tokens to the ids 0, 1, 2, ..., every byte among them.
+
+    Raises:  UserError naming the path.
+    """
+    if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
+        raise UserError(f"{path} is not a table from tokens to ids: fetch or save it again")
+    missing = set(range(len(vocab))).difference(vocab.values())
+    if missing:
+        raise UserError(
+            f"{path}: its ids are not 0 to {len(vocab) - 1}, each once: {min(missing)} is missing"
+        )
+    lacking = next((c for c in BYTE_OF if c not in vocab), None)
+    if lacking is not None:
+        raise UserError(f"{path} has no token {lacking!r} for the byte {BYTE_OF[lacking]!r}")
+
+
+def follow_merges(where, merges, vocab, first):
+    """Make the tokens as training made them, and see that all of it fits together.
+
+    A list of merges that lost some would still load, and encode to other ids than the model
+    was trained with; so every merge must join what there is to a token that the vocabulary has.
+    It may be the second to make that token (other trainers do that), but not after the token has
+    been used: then it would depend on the encoder which of two merges comes first.
+
+    Args:    where, the beginning of an error, such as "merges.txt, line"; merges, a list of
+             lists of two tokens as written; vocab; first, the number of the first merge.
+    Returns: merges, a list of pairs of bytes; made, a dict from what is written to bytes.
+    Raises:  UserError naming the merge that does not fit.
+    """
+    pairs, made, used = {}, dict(BYTE_OF), set()
+    for number, sides in enumerate(merges, start=first):
+        joined = "".join(sides)
+        if len(sides) != 2 or not all(side in made for side in sides):
+            wrong = "is not two tokens that are bytes or were made before"
+        elif joined not in vocab:
+            wrong = "makes a token that the vocabulary does not list"
+        elif joined in used or tuple(sides) in pairs:
+            wrong = "makes a token that was made, and used, before"
+        else:
+            pairs[tuple(sides)] = tuple(made[side] for side in sides)
+            made[joined] = b"".join(pairs[tuple(sides)])
+            used.update(sides)
+            continue
+        raise UserError(f"{where} {number}: {' '.join(sides)!r} {wrong}")
+    return list(pairs.values()), made
+
+
+def in_order(vocab, made):
+    """The bytes of all tokens in the order of their ids; what no merge made is its own text."""
+    return [made[name] if name in made else name.encode("utf-8") for name in in_order_of_ids(vocab)]
+
+
+def in_order_of_ids(table):
+    """A dict from text to id, sorted by the ids."""
+    return dict(sorted(table.items(), key=lambda item: item[1]))
 
 
 def save_characters(tok, folder):
@@ -128,7 +178,7 @@ def save_characters(tok, folder):
     Raises:  UserError if the folder cannot be written.
     """
     write_json(folder, CHARACTERS, tok.characters)
-    save_settings(tok, folder)
+    save_settings(tok, folder, {})
 
 
 def load_characters(folder, settings):
@@ -156,9 +206,14 @@ def load_characters(folder, settings):
     return characters, sorted(ids, key=ids.get)
 
 
-def save_settings(tok, folder):
-    """Write tokenizer_config.json: which kind of tokenizer this is, and its special tokens."""
-    write_json(folder, SETTINGS, {"kind": tok.kind, "special_tokens": tok.special_tokens}, indent=2)
+def save_settings(tok, folder, others):
+    """Write tokenizer_config.json: the kind of tokenizer, its special tokens, and others' keys."""
+    settings = {"kind": tok.kind, "special_tokens": tok.special_tokens}
+    if tok.always_allowed:
+        settings["always_allowed"] = sorted(tok.always_allowed)
+    if others and tok.end_of_text is not None:  # it stands before each document, and after
+        others = {**others, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    write_json(folder, SETTINGS, {**settings, **others}, indent=2)
 
 
 def read_settings(folder):
@@ -181,6 +236,18 @@ def special_tokens_of(folder, settings):
             "save the tokenizer again"
         )
     return special_tokens
+
+
+def always_allowed_of(folder, settings):
+    """settings["always_allowed"], a frozenset of special tokens; UserError if it is not that."""
+    names = settings.get("always_allowed", [])
+    special_tokens = settings.get("special_tokens", {})
+    if not isinstance(names, list) or not all(name in special_tokens for name in names):
+        raise UserError(
+            f"{Path(folder) / SETTINGS}: always_allowed is not a list of its special tokens: "
+            "save the tokenizer again"
+        )
+    return frozenset(names)
 
 
 def write_json(folder, name, value, indent=None):
@@ -222,9 +289,20 @@ def read_json(path):
     """The value in a JSON file; UserError if it is missing or damaged."""
     text = read_file(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _table(path, pairs))
         # JSON can spell half a surrogate pair, which is no character, as \ud800.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UserError:
+        raise
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: what it holds is not JSON") from None
     return value
+
+
+def _table(path, pairs):
+    """A JSON object as a dict; UserError if it has a key twice, where Python takes the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise UserError(f"{path} has {twice!r} twice in one table: fetch or save it again")
+    return table

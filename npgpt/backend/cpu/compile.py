@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 from functools import lru_cache
@@ -27,8 +28,10 @@ from numba.core import event
 
 PACKAGE = Path(__file__).resolve().parents[2]
 # Sums may be reordered, which vectorises them, and a multiplication may be fused with an addition.
-# Never fastmath=True: it lets the compiler assume that no number is infinite or NaN.
-REORDER = frozenset({"reassoc", "contract", "nsz", "arcp"})
+# For functions that add up, and do nothing else: elsewhere the compiler might turn
+# (a + b) − c into a + (b − c), which is another number when b and c are large.
+# Never all of fastmath: it lets the compiler assume that no number is infinite or NaN.
+REORDER = frozenset({"reassoc", "contract", "nsz"})
 KEPT_FOLDERS = 4  # of older sources: someone who switches between versions compiles neither twice
 
 
@@ -87,7 +90,8 @@ def sources_sha256():
     machine = (platform.machine(), get_host_cpu_name(), numba.config.CPU_FEATURES)
     digest.update(repr((versions, machine)).encode())
     for path in sorted(PACKAGE.rglob("*.py")):
-        if b"import kernel" in (source := path.read_bytes()):
+        source = path.read_bytes()
+        if re.search(rb"(backend\.cpu\.compile|numba\.extending) import", source):
             digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(source)}\0".encode())
             digest.update(source)
     return digest.hexdigest()

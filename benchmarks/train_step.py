@@ -1,0 +1,274 @@
+"""A whole training step on a CPU, beside PyTorch's.
+
+    python -m benchmarks.train_step                         both models
+    python -m benchmarks.train_step --preset storybook      the one that train.py learns first
+    python -m benchmarks.train_step --profile               where npgpt's time goes, by function
+
+Forward, backward, clipping and AdamW, on random tokens. Contestants are npgpt, npgpt without its
+kernels, PyTorch as it is and PyTorch compiled; they begin with the same weights, see the same
+batch and use as many threads. Each lives in a process of its own and sleeps while another is
+measured, for threads that wait for work can take the processor from those that do it. They take
+turns, step by step, and are compared round by round: so a busy machine harms all alike.
+
+On a machine with more processors than --threads, keep all on the same ones:
+taskset -c 0,1 python -m benchmarks.train_step.
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+
+from benchmarks.report import Report, option_parser, ratio, say
+
+LR = 1e-4  # so small that all contestants stay together: rounding differs, and steps magnify it
+# For each preset: rows of a batch, steps a round, and the bars: how many times faster than a peer.
+# A batch of 256, as for a GPU, would be 16 times the same.
+MODELS = {
+    "tinystories-40m": (16, 1, {"torch eager": 1.25, "torch compile": 1.10, "text": None}),
+    "storybook": (8, 20, {"torch eager": None, "torch compile": None, "text": 1.4}),
+}
+OF_PEAK = 0.88  # of the matrix product's speed, for the large model
+OF_MEMORY = 0.65  # of torch eager's
+
+
+class Npgpt:
+    """npgpt as train.py runs it."""
+
+    def __init__(self, config, batch, threads):
+        from npgpt.model import init_parameters
+        from npgpt.optim import AdamW
+        from npgpt.parallel import Workers, keep_freed_memory
+
+        keep_freed_memory()
+        self.config, self.batch = config, batch
+        self.params = init_parameters(config, seed=1)
+        self.grads = self.params.zeros_like()
+        self.optimizer = AdamW.for_parameters(self.params)
+        self.workers = Workers(self.params, threads)
+
+    def step(self):
+        from npgpt.optim import clip_gradient
+
+        ids, targets = self.batch
+        self.grads.flat[...] = 0.0
+        loss = self.workers.loss_and_gradients(self.params, self.grads, ids, targets, self.config)
+        clip_gradient(self.grads.flat, 1.0, self.workers.map)
+        self.optimizer.update(self.params.flat, self.grads.flat, LR, self.workers.map)
+        return float(loss)
+
+    def peak(self):
+        """The matrix product's speed in FLOP/s."""
+        from npgpt.plan import measure_matmul_peak
+
+        return max(measure_matmul_peak(self.workers, size) for size in (768, 1024, 2048))
+
+    def profile(self, steps):
+        """Seconds a step in each function, added up over the threads."""
+        from npgpt import model
+
+        seconds = defaultdict(float)
+
+        def timed(function):
+            def call(*args, **kwargs):
+                start = time.perf_counter()
+                result = function(*args, **kwargs)
+                seconds[function.__name__] += time.perf_counter() - start
+                return result
+
+            return call
+
+        layers = [
+            n for n in vars(model) if n.endswith(("_forward", "_backward")) and "block" not in n
+        ]
+        parts = [*layers, "split_qkv", "join_qkv", "rope_table"]
+        before = {name: getattr(model, name) for name in parts}
+        for name, function in before.items():
+            setattr(model, name, timed(function))
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        seconds["the whole step, times threads"] = self.workers.threads * (
+            time.perf_counter() - start
+        )
+        for name, function in before.items():
+            setattr(model, name, function)
+        return {name: s / steps for name, s in seconds.items()}
+
+
+class Torch:
+    """PyTorch, as it is or compiled."""
+
+    def __init__(self, config, batch, threads, compiled):
+        import torch
+
+        from benchmarks.torch_baseline import BaselineGPT
+        from npgpt.model import init_parameters
+
+        torch.set_num_threads(threads)
+        self.torch, self.threads = torch, threads
+        self.model = BaselineGPT(config, init_parameters(config, seed=1))
+        self.optimizer = self.model.optimizer(LR)
+        self.loss = torch.compile(self.model) if compiled else self.model
+        self.batch = [torch.from_numpy(part) for part in batch]
+
+    def step(self):
+        loss = self.loss(*self.batch)
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def peak(self):
+        """The matrix product's speed in FLOP/s."""
+        best = 0.0
+        for size in (768, 1024, 2048):
+            a = self.torch.ones(size, size)
+            for _ in range(4):
+                start = time.perf_counter()
+                a @ a
+                best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        return best
+
+
+def live(connection, name, config, batch, threads):
+    """The life of a contestant's process: do as it is told, and sleep in between."""
+    from npgpt.plan import peak_memory_bytes
+
+    if name.startswith("torch"):
+        contestant = Torch(config, batch, threads, compiled=name == "torch compile")
+    else:
+        contestant = Npgpt(config, batch, threads)
+    connection.send("ready")
+    while (command := connection.recv()) is not None:
+        what, *args = command
+        if what == "step":
+            start = time.perf_counter()
+            losses = [contestant.step() for _ in range(*args)]
+            connection.send(((time.perf_counter() - start) / len(losses), losses))
+        elif what == "memory":
+            connection.send(peak_memory_bytes())
+        else:
+            connection.send(getattr(contestant, what)(*args))
+
+
+class Contestant:
+    """A process, and a pipe to it."""
+
+    def __init__(self, name, *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=live, args=(other, name, *args), daemon=True)
+        environment = {"NPGPT_KERNELS": "off" if name == "text" else "on"}
+        if not name.startswith("torch"):  # as train.py: the threads are npgpt's own
+            environment["OPENBLAS_NUM_THREADS"] = "1"
+        before = dict(os.environ)
+        os.environ.update(environment)  # a process reads its own when it begins
+        self.process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        self.pipe.recv()
+
+    def ask(self, *command):
+        self.pipe.send(command)
+        return self.pipe.recv()
+
+    def stop(self):
+        self.pipe.send(None)
+        self.process.join()
+
+
+def measure(preset, options, report):
+    """Race the contestants on one preset's model."""
+    import numpy as np
+
+    from npgpt.model import GPTConfig
+    from npgpt.plan import flops_per_token
+    from npgpt.settings import Settings, with_preset
+
+    batch_size, steps, bars = MODELS[preset]
+    batch_size = options.batch or batch_size
+    s = with_preset(Settings(preset=preset), {"preset"})
+    config = GPTConfig(
+        vocab_size=s.vocab_size, block_size=s.block_size, n_layer=s.n_layer, n_head=s.n_head,
+        n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
+    )  # fmt: skip
+    ids = np.random.default_rng(1).integers(0, s.vocab_size, (batch_size, s.block_size + 1))
+    batch = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+    if not importlib.util.find_spec("torch"):
+        say("torch is not installed: only the text is compared with")
+        bars = {"text": bars["text"]}
+    names = ["npgpt", *bars]
+    with contextlib.ExitStack() as stack:
+        contestants = {}
+        for name in names:
+            say(f"{preset}: {name} gets ready")
+            contestants[name] = Contestant(name, config, batch, options.threads)
+            stack.callback(contestants[name].stop)
+            contestants[name].ask("step", 2)  # it compiles, and takes the memory it needs
+        seconds, losses = defaultdict(list), defaultdict(list)
+        peaks = defaultdict(float)
+        for turn in range(options.rounds):
+            say(f"{preset}: round {turn + 1} of {options.rounds}")
+            for name, contestant in contestants.items():
+                time.sleep(0.3)  # until the threads of the one before have fallen asleep
+                taken, heard = contestant.ask("step", steps)
+                seconds[name].append(taken)
+                losses[name] += heard
+        memory = {name: contestant.ask("memory") for name, contestant in contestants.items()}
+        for _ in range(3):
+            for name in names:
+                time.sleep(0.3)
+                peaks[name] = max(peaks[name], contestants[name].ask("peak"))
+        if options.profile:
+            profile = contestants["npgpt"].ask("profile", 2 * steps)
+
+    tokens = batch_size * s.block_size
+    for name in names:
+        median = statistics.median(seconds[name])
+        report.add(f"{preset}: {name}", 1e3 * median, "ms")
+        report.add(f"{preset}: {name}", tokens / median, "tok/s")
+    for name, bar in bars.items():
+        report.add(
+            f"{preset}: faster than {name}", ratio(seconds, name, "npgpt"), "x", at_least=bar
+        )
+        apart = max(abs(a / b - 1.0) for a, b in zip(losses[name], losses["npgpt"]))
+        report.add(f"{preset}: loss, apart from {name}", apart, at_most=1e-3)
+    peak = max(peaks.values())
+    reached = tokens * flops_per_token(config) / statistics.median(seconds["npgpt"]) / peak
+    report.add(f"{preset}: best matrix product", 1e-9 * peak, "GFLOP/s")
+    large = preset == "tinystories-40m"
+    report.add(f"{preset}: of its speed", reached, at_least=OF_PEAK if large else None)
+    for name in names:
+        report.add(f"{preset}: memory of {name}", 1e-6 * memory[name], "MB")
+    if "torch eager" in memory:
+        share = memory["npgpt"] / memory["torch eager"]
+        report.add(
+            f"{preset}: memory, of torch eager's", share, at_most=OF_MEMORY if large else None
+        )
+    if options.profile:
+        for name, taken in sorted(profile.items(), key=lambda item: -item[1]):
+            report.add(f"{preset}: {name}", 1e3 * taken, "ms")
+
+
+def main():
+    parser = option_parser(__doc__)
+    parser.add_argument("--preset", choices=tuple(MODELS), help="one model only")
+    parser.add_argument("--batch", type=int, help="rows of a batch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each has its turn")
+    parser.add_argument("--profile", action="store_true", help="npgpt's time by function")
+    options = parser.parse_args()
+    report = Report("A training step on a CPU")
+    for preset in MODELS if options.preset is None else [options.preset]:
+        measure(preset, options, report)
+    return report.finish(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

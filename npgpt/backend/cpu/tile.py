@@ -1,0 +1,196 @@
+"""Small matrix products at the speed of the processor: a tile of the result stays in registers.
+
+A product reads each number many times. What makes it fast is that the sums being built never
+leave the processor's registers: a tile of ROWS × COLUMNS of them is held there, and each step
+along the common axis loads one row of B, a few numbers of A, and makes ROWS · COLUMNS
+multiplications and additions of them. No loop that a compiler is given turns out so reliably, so
+the tile is written in the compiler's own language, as a Numba intrinsic.
+
+There is no blocking for caches here: the callers, such as attention, bring matrices that fit.
+"""
+
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from npgpt.backend.cpu.compile import kernel
+
+# A tile is ROWS × COLUMNS sums, in VECTORS vectors of LANES a row. AVX-512 has 32 registers of
+# 16 numbers, AVX2 16 registers of 8; NEON's 32 of 4 serve as 16 of 8.
+LANES = 16 if get_host_cpu_features().get("avx512f", False) else 8
+VECTORS = 2
+ROWS = 8 if LANES == 16 else 6
+COLUMNS = VECTORS * LANES
+
+
+def make_tile(rows, vectors, add):
+    """An intrinsic that multiplies a strip of A with a strip of B.
+
+    The intrinsic's arguments are addresses, and strides in bytes:
+        tile(a, a_row, a_step, b, b_step, c, c_row, steps)
+    C[i, :] = Σ_k A[i, k] · B[k, :] for rows i and steps k ≥ 1, where A[i, k] is at
+    a + i · a_row + k · a_step, the row of B at b + k · b_step, and that of C at c + i · c_row.
+
+    Args:    rows, vectors, the size of the tile; add, whether the products are added to C.
+    Returns: the intrinsic.
+    """
+    f32, i32, i64, byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
+    vector = ir.VectorType(f32, LANES)
+    broadcast = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
+    undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * LANES)
+
+    def at(builder, address, offset, kind):
+        """A pointer to kind, some bytes from an address."""
+        return builder.bitcast(builder.gep(address, [offset]), kind.as_pointer())
+
+    def generate(context, builder, signature, args):
+        a, a_row, a_step, b, b_step, c, c_row, steps = args
+        a, b, c = (builder.inttoptr(z, byte.as_pointer()) for z in (a, b, c))
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        a_rows = [builder.mul(a_row, ir.Constant(i64, i)) for i in range(rows)]
+        before = builder.block
+        loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        step = builder.phi(i64)
+        a_now, b_now = builder.phi(a.type), builder.phi(b.type)
+        sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
+        b_row = []
+        for j in range(vectors):
+            b_row.append(builder.load(at(builder, b_now, ir.Constant(i64, 4 * LANES * j), vector)))
+            b_row[j].align = 4
+        new = []
+        for i in range(rows):
+            number = builder.load(at(builder, a_now, a_rows[i], f32))
+            first = builder.insert_element(undefined, number, ir.Constant(i32, 0))
+            everywhere = builder.shuffle_vector(first, undefined, broadcast)
+            new.append([builder.call(fma, [everywhere, b_row[j], sums[i][j]])
+                        for j in range(vectors)])  # fmt: skip
+        after = builder.add(step, ir.Constant(i64, 1))
+        changes = [(step, ir.Constant(i64, 0), after),
+                   (a_now, a, builder.gep(a_now, [a_step])),
+                   (b_now, b, builder.gep(b_now, [b_step]))]  # fmt: skip
+        for i in range(rows):
+            changes += [(sums[i][j], zero, new[i][j]) for j in range(vectors)]
+        for phi, start, end in changes:
+            phi.add_incoming(start, before)
+            phi.add_incoming(end, loop)
+        builder.cbranch(builder.icmp_signed("<", after, steps), loop, done)
+
+        builder.position_at_end(done)
+        for i in range(rows):
+            c_now = builder.gep(c, [builder.mul(c_row, ir.Constant(i64, i))])
+            for j in range(vectors):
+                place = at(builder, c_now, ir.Constant(i64, 4 * LANES * j), vector)
+                result = new[i][j]
+                if add:
+                    old = builder.load(place)
+                    old.align = 4
+                    result = builder.fadd(old, result)
+                builder.store(result, place).align = 4
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(_, a, a_row, a_step, b, b_step, c, c_row, steps):
+        p, n = types.uintp, types.intp
+        return types.void(p, n, n, p, n, p, n, n), generate
+
+    return tile
+
+
+_write = make_tile(ROWS, VECTORS, add=False)
+_add = make_tile(ROWS, VECTORS, add=True)
+
+
+@kernel
+def multiply(c, a, b):
+    """C = A @ B.
+
+    Args:    c (M, N), a (M, K), b (K, N) float32; N a multiple of COLUMNS, the rows of b and c
+             without gaps between their numbers. Rows of a and c are read and written up to
+             the next multiple of ROWS: there must be memory for them.
+    """
+    for i in range(0, c.shape[0], ROWS):
+        for j in range(0, c.shape[1], COLUMNS):
+            _write(
+                np.uintp(a.ctypes.data + i * a.strides[0]), a.strides[0], a.strides[1],
+                np.uintp(b.ctypes.data + 4 * j), b.strides[0],
+                np.uintp(c.ctypes.data + i * c.strides[0] + 4 * j), c.strides[0], b.shape[0],
+            )  # fmt: skip
+
+
+@kernel
+def multiply_add(c, a, b):
+    """C += A @ B, otherwise as multiply."""
+    for i in range(0, c.shape[0], ROWS):
+        for j in range(0, c.shape[1], COLUMNS):
+            _add(
+                np.uintp(a.ctypes.data + i * a.strides[0]), a.strides[0], a.strides[1],
+                np.uintp(b.ctypes.data + 4 * j), b.strides[0],
+                np.uintp(c.ctypes.data + i * c.strides[0] + 4 * j), c.strides[0], b.shape[0],
+            )  # fmt: skip
+
+
+@intrinsic
+def _transpose(_, x, x_row, y, y_row):
+    """Y = Xᵀ for LANES × LANES numbers; arguments as a tile's: addresses, and strides in bytes.
+
+    Halves change places first, then the halves of halves: after log₂ LANES rounds, in which each
+    row is mixed with one other, all numbers are where they belong.
+    """
+    f32, i32, i64, byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
+    vector, order = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
+
+    def generate(context, builder, signature, args):
+        x, x_row, y, y_row = args
+
+        def row(address, stride, i):
+            base = builder.inttoptr(address, byte.as_pointer())
+            place = builder.gep(base, [builder.mul(stride, ir.Constant(i64, i))])
+            return builder.bitcast(place, vector.as_pointer())
+
+        rows = []
+        for i in range(LANES):
+            rows.append(builder.load(row(x, x_row, i)))
+            rows[i].align = 4
+        half = LANES // 2
+        while half:
+            upper = [j if j & half == 0 else LANES + j - half for j in range(LANES)]
+            lower = [j + half if j & half == 0 else LANES + j for j in range(LANES)]
+            for i in range(LANES):
+                if i & half == 0:
+                    pair = rows[i], rows[i + half]
+                    rows[i] = builder.shuffle_vector(*pair, ir.Constant(order, upper))
+                    rows[i + half] = builder.shuffle_vector(*pair, ir.Constant(order, lower))
+            half //= 2
+        for i in range(LANES):
+            builder.store(rows[i], row(y, y_row, i)).align = 4
+        return context.get_dummy_value()
+
+    p, n = types.uintp, types.intp
+    return types.void(p, n, p, n), generate
+
+
+@kernel
+def transpose(y, x):
+    """Y = Xᵀ.
+
+    Args:    y (N, M), x (M, N) float32, rows without gaps; M and N multiples of LANES.
+    """
+    for i in range(0, x.shape[0], LANES):
+        for j in range(0, x.shape[1], LANES):
+            _transpose(
+                np.uintp(x.ctypes.data + i * x.strides[0] + 4 * j), x.strides[0],
+                np.uintp(y.ctypes.data + j * y.strides[0] + 4 * i), y.strides[0],
+            )  # fmt: skip
+
+
+def round_up(n, multiple):
+    """The least multiple that is not below n."""
+    return -(-n // multiple) * multiple

@@ -1,0 +1,86 @@
+"""@fused: the lecture text, or a compiled kernel that does the same faster.
+
+A layer file says what a layer computes. A kernel says the same once more, for one kind of
+hardware and one precision, in one pass over the data and without the arrays in between. It has
+the same name and the same arguments, gives the same results up to rounding, and fills the same
+cache: so a kernel's backward can undo the text's forward, and the reverse.
+
+Which one runs is decided here, by what a function is given:
+
+    float32 NumPy arrays            the kernel in npgpt.backend.cpu, if Numba is installed
+    float64, complex128             the text, always: so a gradient check checks the text
+    anything that a kernel refuses  the text: a kernel returns NotImplemented for shapes that
+                                    do not fit, and what is wrong is said in one place only
+
+NPGPT_KERNELS=off runs the text everywhere. This is the project's only `if` about backends.
+"""
+
+import functools
+import importlib
+
+import numpy as np
+
+from npgpt.backend import kernels_enabled
+
+# Whose kernels take an array, by its type. A GPU's arrays would be a second line.
+KERNELS = {np.ndarray: "npgpt.backend.cpu"}
+FLOAT32 = np.dtype(np.float32)
+PLAIN = (int, float, bool, type(None), np.generic)
+
+
+def fused(text):
+    """Let a kernel of the same name take the place of a function wherever it can.
+
+    The kernel of npgpt.layers.rmsnorm's rmsnorm_forward is rmsnorm_forward in
+    npgpt.backend.cpu.rmsnorm. It is imported when it is first called.
+
+    Args:    text, a pure function of arrays, caches (tuples) and numbers.
+    Returns: the function; its attribute `text` is the one that was given.
+    """
+    kernels = {}  # by the name of their package
+
+    @functools.wraps(text)
+    def function(*args, **kwargs):
+        package = kernel_package([*args, *kwargs.values()] if kwargs else args)
+        if package is not None and kernels_enabled():
+            if package not in kernels:
+                kernels[package] = find_kernel(package, text)
+            result = kernels[package](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return text(*args, **kwargs)
+
+    function.text = text
+    return function
+
+
+def kernel_package(values):
+    """Which package's kernels take these arguments.
+
+    Args:    values, arguments of a fused function.
+    Returns: the package's name if all arrays of real numbers are float32 and of one kind that has
+             kernels; otherwise None.
+    """
+    package = None
+    for value in values:
+        kind = type(value)
+        if kind is tuple:
+            found = kernel_package(value)
+        elif kind in KERNELS:
+            if value.dtype.kind in "iu":
+                continue
+            found = KERNELS[kind] if value.dtype == FLOAT32 else None
+        elif isinstance(value, PLAIN):
+            continue
+        else:
+            return None
+        if found is None or package not in (None, found):
+            return None
+        package = found
+    return package
+
+
+def find_kernel(package, text):
+    """The kernel for a function: the same name, in the module of the same name."""
+    module = importlib.import_module(f"{package}.{text.__module__.rpartition('.')[2]}")
+    return getattr(module, text.__name__)

@@ -1,0 +1,532 @@
+"""The compiled tokenizer against the readable one, and both against other people's."""
+
+import io
+import itertools
+import lzma
+import unicodedata
+
+import numpy as np
+import pytest
+
+from npgpt.backend import kernels_enabled
+from npgpt.errors import UserError
+from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, bpe, bpe_class, load_tokenizer
+from npgpt.tokenizer.unicode_classes import (
+    OTHER,
+    SPACE,
+    UNICODE_VERSION,
+    class_table,
+    installed_classes,
+    installed_edition,
+)
+
+if not kernels_enabled():
+    pytest.skip("Numba is not installed, or NPGPT_KERNELS=off", allow_module_level=True)
+
+from npgpt.tokenizer import encoder, fast_encode, scan, word_table
+from npgpt.tokenizer.fast import PATIENCE, FastBPETokenizer
+from npgpt.tokenizer.scan import as_bytes
+
+parity = pytest.mark.parity
+
+ALPHABETS = [
+    "abcdefghijklmnopqrstuvwxyz", "stmdrvel", "ABCXYZ", "    ", "'", "\n\t\r\x0b\x0c",
+    "0123456789", ".,!?-\"()", "\u0085\u00a0\u1680\u2003\u2028\u3000", "\0\x1c\x1d\x1e\x1f\x7f",
+    "\u0301\u0308\u20dd", "éßñλщя", "日本語。、", "½²Ⅷ٣", "😀👩\u200d🏽",
+    "\ud7ff\ue000\ufffd\uffff\U00010000\U0010ffff",
+]  # fmt: skip
+CONTRACTIONS = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'l", "'v", " 's", "''s"]
+SPECIAL = [END_OF_TEXT, "<|a b|>", "<|a b|>c"]
+
+
+def random_texts(seed, how_many, longest):
+    """Texts of mixed alphabets, each with other preferences, now and then a character repeated."""
+    rng = np.random.default_rng(seed)
+    for _ in range(how_many):
+        weights = rng.random(len(ALPHABETS)) ** 4
+        text = []
+        for a in rng.choice(len(ALPHABETS), rng.integers(longest), p=weights / weights.sum()):
+            times = rng.integers(1, 99) if rng.random() < 0.02 else 1
+            text.append(ALPHABETS[a][rng.integers(len(ALPHABETS[a]))] * times)
+            if rng.random() < 0.05:
+                text.append(CONTRACTIONS[rng.integers(len(CONTRACTIONS))])
+        yield "".join(text)
+
+
+def fast_twin(tok):
+    """The compiled tokenizer with the same vocabulary, which does not wait for longer texts."""
+    fast = FastBPETokenizer(tok.tokens, tok.merges, tok.special_tokens)
+    fast._patience = 0
+    return fast
+
+
+@pytest.fixture(scope="module")
+def readable():
+    prose = "the other weather, the mother's, they'll gather; ababa aaaa   \n\n" * 30
+    return BPETokenizer.train([prose, *random_texts(1, 300, 60)], 900, SPECIAL)
+
+
+@pytest.fixture(scope="module")
+def fast(readable):
+    return fast_twin(readable)
+
+
+@pytest.fixture(scope="module")
+def gpt2(request):
+    return load_tokenizer(request.getfixturevalue("shared_data") / "gpt2")
+
+
+# Classes of characters
+
+
+@parity
+def test_the_table_is_what_regex_says():
+    table, installed = class_table(), installed_classes()
+    assert np.bincount(table, minlength=4).tolist()[1:] == [158172, 2247, 25]
+    if installed_edition() == UNICODE_VERSION:
+        np.testing.assert_array_equal(table, installed)
+    # Editions differ in characters that one of them lacks. All have those of Unicode 3.2.
+    old = [unicodedata.ucd_3_2_0.category(chr(i)) not in ("Cn", "Cs") for i in range(0x3000)]
+    old = np.flatnonzero(old)
+    assert len(old) > 7000
+    np.testing.assert_array_equal(table[old], installed[old])
+
+
+@parity
+def test_characters_of_this_pythons_unicode():
+    ours = tuple(map(int, UNICODE_VERSION.split(".")))
+    if tuple(map(int, unicodedata.unidata_version.split("."))) > ours:
+        pytest.skip("this Python knows characters that the table was made without")
+    for i, kind in enumerate(class_table().tolist()):
+        category = unicodedata.category(chr(i))
+        if category[0] in "LN":
+            assert kind == "OLN".index(category[0]), f"U+{i:04X} is {category}"
+        elif category != "Cn":
+            assert kind in (OTHER, SPACE), f"U+{i:04X} is {category}"
+
+
+def test_white_space_is_not_pythons():
+    pythons = {i for i in range(len(class_table())) if chr(i).isspace()}
+    assert pythons - set(np.flatnonzero(class_table() == SPACE)) == {0x1C, 0x1D, 0x1E, 0x1F}
+    assert not class_table().flags.writeable
+
+
+# Where words end
+
+
+@parity
+def test_words_of_random_text():
+    for text in random_texts(2, 3000, 150):
+        assert scan.split_words(text) == list(bpe.split_words(text)), repr(text)
+
+
+@parity
+def test_words_of_all_sorts_of_characters():
+    """From all planes, but for those of which the installed `regex` says something else."""
+    rng = np.random.default_rng(3)
+    points = np.flatnonzero(class_table() == installed_classes())
+    points = points[(points < 0xD800) | (points >= 0xE000)]
+    for _ in range(300):
+        text = "".join(map(chr, rng.choice(points, 100)))
+        text = text.replace(text[7], " ").replace(text[50], "a")
+        assert scan.split_words(text) == list(bpe.split_words(text)), repr(text)
+
+
+@parity
+def test_every_place_in_a_window():
+    tails = [
+        "'s a",
+        "'ll'",
+        " 've",
+        "  x",
+        "\n\n x",
+        "\u00a0\u3000x",
+        "\u3000 ",
+        "é1é",
+        "😀'd",
+        "' s",
+    ]
+    for tail, before in itertools.product(tails, ["a", " ", "'", "é"]):
+        for length in range(140):
+            text = before * length + tail + "b" * (length % 7 * 20)
+            assert scan.split_words(text) == list(bpe.split_words(text)), repr(text)
+
+
+@parity
+def test_a_small_buffer_only_means_more_calls():
+    for text in random_texts(4, 50, 400):
+        data = as_bytes(text.encode())
+        whole = scan.scan_ends(data).tolist()
+        for size in (64, 65, 100):
+            ends, start, found = np.empty(size, np.int64), 0, []
+            while start < len(data):
+                count = scan.word_ends(data, start, len(data), class_table(), ends)
+                assert count > 0
+                found += ends[:count].tolist()
+                start = found[-1]
+            assert found == whole
+
+
+@parity
+def test_pieces_are_independent():
+    for text in random_texts(5, 100, 300):
+        data = as_bytes(text.encode())
+        for size in (1, 2, 7, 64, 1000):
+            cuts = scan.cut_points(data, size)
+            assert cuts[0] == 0 and cuts[-1] == len(data) and sorted(set(cuts)) == cuts
+            words = [
+                text.encode()[a:b].decode() for a, b in itertools.pairwise(cuts)
+            ]  # a cut is never within a character
+            words = [word for piece in words for word in bpe.split_words(piece)]
+            assert words == list(bpe.split_words(text))
+
+
+def test_texts_in_all_scripts_can_be_cut():
+    for text in [
+        "they'll see, and so ",
+        "吾輩は猫である。名前は、",
+        "Съешь ещё этих, ",
+        "x = 3;\n",
+    ]:
+        data = as_bytes(text.encode() * 100)
+        assert max(np.diff(scan.cut_points(data, 1))) <= len(text.encode())
+
+
+@parity
+def test_utf8_is_checked_as_python_does():
+    rng = np.random.default_rng(6)
+
+    def first_error(raw):
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            return error.start
+        return len(raw)
+
+    raws = []
+    for text in random_texts(7, 800, 120):
+        raw = np.frombuffer(text.encode(), np.uint8).copy()
+        for _ in range(rng.integers(3) if len(raw) else 0):
+            raw[rng.integers(len(raw))] = rng.choice(
+                [0x61, 0x80, 0xBF, 0xC1, 0xE0, 0xED, 0xF4, 0xFF]
+            )
+        raws.append(raw[: len(raw) - rng.integers(4)].tobytes() if len(raw) > 4 else raw.tobytes())
+    for lead, second in itertools.product(
+        range(0xC0, 0x100), (0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF)
+    ):
+        raws += [bytes([lead, second]) + tail for tail in (b"", b"\x80", b"\x80\xbf", b"a" * 70)]
+    wrong = 0
+    for raw in raws:
+        expected = first_error(raw)
+        wrong += expected < len(raw)
+        assert scan.invalid_utf8(as_bytes(raw), 0, len(raw)) == expected, raw
+    assert 500 < wrong < len(raws) - 500
+
+
+# Encoding
+
+
+@parity
+def test_ids_of_random_text(readable, fast):
+    for text in random_texts(8, 1500, 120):
+        ids = fast.encode(text, disallowed_special=())
+        assert ids == readable.encode(text, disallowed_special=()), repr(text)
+        assert all(type(i) is int for i in ids[:3])
+
+
+@parity
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 66, 300])
+def test_long_words(readable, fast, length):
+    rng = np.random.default_rng(length)
+    for letters in ["a", "the", "other", "aé", " ", "\n", ".-"]:
+        for _ in range(3):
+            word = "".join(rng.choice(list(letters), length))
+            for text in (word, "x" + word, word + " x"):
+                assert fast.encode(text) == readable.encode(text), repr(text)
+                assert fast.encode(text) == readable.encode(text)  # now from the table
+
+
+def test_a_word_of_100_000_letters(fast):
+    for text in ["a" * 100_000, "ab" * 50_000, "theother" * 12_500, " " * 100_000]:
+        ids = fast.encode(text)
+        assert fast.decode(ids) == text and len(ids) < 100_000
+        assert scan.split_words(text) == [text]
+
+
+@parity
+def test_merges_in_any_order():
+    """No training makes such lists, but the text has an answer for them, and so it is the same."""
+    rng = np.random.default_rng(9)
+    for _ in range(60):
+        parts = [b"a", b"b", b"c"]
+        for _ in range(8):
+            parts.append(b"".join(parts[i] for i in rng.integers(len(parts), size=2)))
+        parts = list(dict.fromkeys(parts))
+        pairs = list(itertools.product(parts, parts))
+        merges = [pairs[i] for i in rng.choice(len(pairs), min(40, len(pairs)), replace=False)]
+        tokens = list(dict.fromkeys([*bpe.BYTES, *parts, *(a + b for a, b in merges)]))
+        order = rng.permutation(len(tokens))
+        tok = BPETokenizer([tokens[i] for i in order], merges, {})
+        twin = fast_twin(tok)
+        for length in (3, 8, 20, 70, 130):
+            text = "".join(rng.choice(list("abc"), length))
+            assert twin.encode(text) == tok.encode(text), (merges, text)
+
+
+@parity
+def test_special_tokens_anywhere_among_the_ids():
+    tok = BPETokenizer.train(["the other weather, the mother " * 3], 270, SPECIAL)
+    tokens = [*(s.encode() for s in SPECIAL), *tok.tokens[: -len(SPECIAL)]]
+    tok = BPETokenizer(tokens, tok.merges, {s: i for i, s in enumerate(SPECIAL)})
+    text = f"the other{END_OF_TEXT}<|a b|>cc<|a b|> the mother's"
+    for allowed in (SPECIAL, [END_OF_TEXT]):
+        ids = tok.encode(text, allowed, disallowed_special=())
+        assert fast_twin(tok).encode(text, allowed, disallowed_special=()) == ids
+    with pytest.raises(UserError, match="at position 9"):
+        fast_twin(tok).encode(text)
+
+
+def test_a_byte_that_is_no_token():
+    tokens = [b for b in bpe.BYTES if b not in (b"q", b"u")] + [b"qu"]
+    tok = BPETokenizer(tokens, [(b"q", b"u")], {})
+    twin = fast_twin(tok)
+    assert twin.encode("quiet") == tok.encode("quiet")  # the lecture has no quarrel with this
+    with pytest.raises(UserError, match=r"^the vocabulary has no token b'q', which this text"):
+        twin.encode("Iraq")
+
+
+def test_a_vocabulary_too_large_to_number(monkeypatch):
+    monkeypatch.setattr("npgpt.tokenizer.merging.SYMBOL_BITS", 8)
+    with pytest.raises(
+        UserError, match="too large for the compiled encoder: set NPGPT_KERNELS=off"
+    ):
+        fast_twin(BPETokenizer.train(["ab"], 257, ())).encode("ab")
+
+
+@parity
+def test_a_small_table_of_words(readable, monkeypatch):
+    """Grown, and then emptied, in the middle of a text."""
+    monkeypatch.setattr(word_table, "MOST_BITS", 7)
+    made = []
+    monkeypatch.setattr(encoder, "make_room", lambda w: made.append(w) or word_table.make_room(w))
+    fast = fast_twin(readable)
+    text = "".join(random_texts(10, 200, 60))
+    scratch = encoder.Scratch()
+    scratch.words = word_table.new_words(5)
+    fast.encoder.idle.append(scratch)
+    assert fast.encode(text, disallowed_special=()) == readable.encode(text, disallowed_special=())
+    assert len({id(w.entries) for w in made}) == 2 and len(made) > 5
+
+
+@parity
+def test_any_number_of_threads(readable, monkeypatch):
+    monkeypatch.setattr(encoder, "PIECE", 1000)
+    text = "".join(random_texts(11, 600, 60))
+    expected = readable.encode(text, disallowed_special=())
+    for threads in (1, 2, 3, 4):
+        fast = fast_twin(readable)
+        fast.encoder.threads = threads
+        assert fast.encode(text, disallowed_special=()) == expected
+        assert len(fast.encoder.idle) <= threads
+    assert len(encoder.share_out(as_bytes(text.encode()), np.array([[0, len(text), -1]]))) > 5
+
+
+def test_short_texts_need_no_kernels(readable):
+    fast = FastBPETokenizer(readable.tokens, readable.merges, readable.special_tokens)
+    assert fast.encode("the other") == readable.encode("the other")
+    assert "encoder" not in vars(fast)
+    for text in ("é", "a" * (PATIENCE + 1)):
+        fast = FastBPETokenizer(readable.tokens, readable.merges, readable.special_tokens)
+        fast.encode(text)
+        assert "encoder" in vars(fast)
+    fast = FastBPETokenizer(readable.tokens, readable.merges, readable.special_tokens)
+    for _ in range(PATIENCE // 10 + 1):
+        fast.encode("the others")
+    assert "encoder" in vars(fast)
+
+
+def test_which_class_is_loaded(readable, tmp_path, text_only):
+    readable.save(tmp_path)
+    assert type(load_tokenizer(tmp_path)) is bpe_class() is FastBPETokenizer
+    with text_only():
+        assert type(load_tokenizer(tmp_path)) is bpe_class() is BPETokenizer
+
+
+# Documents and streams
+
+
+@parity
+def test_documents(readable, fast, monkeypatch):
+    monkeypatch.setattr(fast_encode, "BATCH", 1000)
+    documents = ["", *random_texts(12, 300, 40), "", END_OF_TEXT, "a" * 3000, ""]
+    expected = []
+    for document in documents:
+        expected += [*readable.encode(document, disallowed_special=()), readable.end_of_text]
+    ids = fast.encode_documents(documents)
+    assert ids.dtype == np.uint16 and ids.tolist() == expected
+    mixed = (d if i % 2 else d.encode() for i, d in enumerate(documents))
+    assert fast.encode_documents(mixed).tolist() == expected
+    assert fast.encode_documents([]).tolist() == []
+    assert fast.encode_documents(iter([""])).tolist() == [readable.end_of_text]
+
+
+@parity
+def test_documents_with_special_tokens_that_are_always_allowed(readable):
+    fast = fast_twin(readable)
+    fast.always_allowed = frozenset(SPECIAL[1:])
+    documents = ["<|a b|>the<|a b|>c", f"other<|a b|>{END_OF_TEXT}", "", "<|a b|"]
+    expected = []
+    for document in documents:
+        expected += [*fast.encode(document, disallowed_special=()), fast.end_of_text]
+    assert fast.encode_documents(documents).tolist() == expected
+    assert {fast.special_tokens[name] for name in SPECIAL} <= set(expected)
+
+
+def test_documents_without_an_end_of_text_and_with_many_ids():
+    tokens = [*bpe.BYTES, *(f"token {i}".encode() for i in range(70_000))]
+    fast = fast_twin(BPETokenizer(tokens, [], {}))
+    ids = fast.encode_documents(["ab", "c"])
+    assert ids.dtype == np.uint32
+    assert ids.tolist() == [bpe.BYTES.index(b) for b in (b"a", b"b", b"c")]
+
+
+@pytest.mark.parametrize(
+    "documents, where",
+    [
+        (["é", b"\xc3"], r"byte 0 of document 1 is 0xc3"),
+        (["é", b"aaa\xe2\x82", b"\x82b"], r"byte 0 of document 2 is 0x82"),
+        ([b"x" * 2000, b"", b"\xa9"], r"byte 0 of document 2 is 0xa9"),
+        ([b"x", b"\xc3", b"\xa9"], r"byte 0 of document 1 is 0xc3|byte 0 of document 2 is 0xa9"),
+    ],
+)
+def test_documents_that_are_not_utf8(fast, documents, where, monkeypatch):
+    monkeypatch.setattr(fast_encode, "BATCH", 1000)
+    with pytest.raises(UserError, match=f"^the text is not UTF-8: ({where}); convert it first"):
+        fast.encode_documents(documents)
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        fast.encode_documents(["\ud800"])
+
+
+@parity
+@pytest.mark.parametrize("batch", [1, 8, 100])
+def test_a_stream_may_be_cut_anywhere(readable, fast, batch, monkeypatch):
+    """Within a character, a contraction, a special token, and a run of spaces."""
+    monkeypatch.setattr(fast_encode, "BATCH", batch)
+    rng = np.random.default_rng(batch)
+    for text in random_texts(13, 60, 60):
+        words = [text, "they'll ", END_OF_TEXT, "<|a b|>c", "<|a b|>", "   ", "<|endoftex", "é"]
+        text = "".join(words[i] for i in rng.integers(len(words), size=12))
+        expected = readable.encode(text, "all")
+        raw = text.encode()
+        for size in (1, 2, 3, 5, 17, 1000):
+            pieces = (raw[i : i + size] for i in range(0, len(raw), size))
+            ids = np.concatenate(list(fast.encode_pieces(pieces, "all")))
+            assert ids.tolist() == expected, (text, size)
+        lines = io.BytesIO(raw)  # a file is an iterable of its lines
+        ids = np.concatenate(list(fast.encode_pieces(lines, [END_OF_TEXT], ())))
+        assert ids.tolist() == readable.encode(text, [END_OF_TEXT], ())
+
+
+def test_a_stream_is_not_held(fast, monkeypatch):
+    monkeypatch.setattr(fast_encode, "BATCH", 1000)
+    most = 0
+    encode_share = fast.encoder._encode_share
+
+    def watched(data, spans):
+        nonlocal most
+        most = max(most, len(data))
+        return encode_share(data, spans)
+
+    monkeypatch.setattr(fast.encoder, "_encode_share", watched)
+    pieces = (b"the other, " * 7 for _ in range(1000))
+    assert sum(len(ids) for ids in fast.encode_pieces(pieces)) == len(
+        fast.encode("the other, " * 7000)
+    )
+    assert most < 1200 or most == 77_000  # the last is the whole text, encoded at once
+
+
+def test_what_a_stream_refuses(fast, monkeypatch):
+    monkeypatch.setattr(fast_encode, "BATCH", 10)
+    pieces = [b"some text, ", b"and then <|endof", b"text|> more"]
+    message = r"^the text contains '<\|endoftext\|>' at byte 20: pass allowed_special="
+    with pytest.raises(UserError, match=message):
+        list(fast.encode_pieces(pieces))
+    for pieces in (
+        [b"some text, \xff and more"],
+        [b"some text, ", b"\xe2\x82"],
+        [b"some text, ", b"\xe2a"],
+    ):
+        with pytest.raises(UserError, match=r"^the text is not UTF-8: byte 11 is 0x(ff|e2); "):
+            list(fast.encode_pieces(pieces))
+    assert [ids.tolist() for ids in fast.encode_pieces([])] == [[]]
+
+
+# Real text, and other people's tokenizers
+
+
+def real_texts(shared_data):
+    """A few hundred kilobytes from each source; of the books, parts far from one another."""
+    with lzma.open(shared_data / "books" / "books.txt.xz") as file:
+        books = file.read(4_000_000)
+    books = [books[i : i + 100_000].decode(errors="ignore") for i in (0, 2_000_000, 3_900_000)]
+    stories = (shared_data / "tinystories" / "valid.txt").read_text("utf-8")
+    plays = (shared_data / "tinyshakespeare" / "input.txt").read_text("utf-8")
+    return {"books": "".join(books), "stories": stories[:200_000], "plays": plays[:300_000]}
+
+
+def test_real_text(shared_data, readable, fast):
+    for name, text in real_texts(shared_data).items():
+        assert scan.split_words(text) == list(bpe.split_words(text)), name
+        ids = fast.encode(text, "all")
+        assert ids == readable.encode(text, "all"), name
+        pieces = (text[i : i + 12_345] for i in range(0, len(text), 12_345))
+        assert np.concatenate(list(fast.encode_pieces(pieces, "all"))).tolist() == ids
+
+
+@pytest.fixture(scope="module")
+def tiktoken_gpt2(gpt2):
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: i for i, token in enumerate(gpt2.tokens) if i != gpt2.end_of_text}
+    return tiktoken.Encoding(
+        "gpt2-from-files",
+        pat_str=bpe.PATTERN.pattern,
+        mergeable_ranks=ranks,
+        special_tokens=gpt2.special_tokens,
+    )
+
+
+@pytest.fixture(scope="module")
+def hugging_face_gpt2(shared_data):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = shared_data / "gpt2"
+    model = tokenizers.models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+    peer = tokenizers.Tokenizer(model)
+    peer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return peer
+
+
+def test_gpt2_as_tiktoken(shared_data, gpt2, tiktoken_gpt2):
+    texts = [
+        *real_texts(shared_data).values(),
+        *random_texts(14, 500, 150),
+        "a" * 100_000,
+        " " * 999,
+    ]
+    for text in texts:
+        ids = gpt2.encode(text, "all")
+        assert ids == tiktoken_gpt2.encode(text, allowed_special="all"), repr(text[:1000])
+    assert type(gpt2) is FastBPETokenizer and "encoder" in vars(gpt2)
+
+
+def test_gpt2_as_hugging_face(shared_data, gpt2, hugging_face_gpt2):
+    for text in [*real_texts(shared_data).values(), *random_texts(15, 300, 150)]:
+        text = text[:100_000].replace(END_OF_TEXT, "")
+        assert gpt2.encode(text) == hugging_face_gpt2.encode(text).ids, repr(text[:1000])
+
+
+def test_gpt2_as_the_readable_text(gpt2):
+    readable = BPETokenizer(gpt2.tokens, gpt2.merges, gpt2.special_tokens)
+    for text in random_texts(16, 200, 100):
+        assert gpt2.encode(text, disallowed_special=()) == readable.encode(
+            text, disallowed_special=()
+        )

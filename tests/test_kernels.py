@@ -1,0 +1,454 @@
+"""Kernels against the lecture text: as exact, with the same cache, and the same words for faults.
+
+One rule for all: a kernel's error, measured against the text in float64, is at most twice the
+error of the text in float32, plus a floor of a few roundings.
+"""
+
+import importlib.util
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradcheck.cases import CASES, cases_of, gates, guesses, heads, rows, turned
+from gradcheck.numerical import flatten
+from npgpt import optim
+from npgpt.backend.fused import find_kernel, fused
+from npgpt.layers import (
+    attention_backward,
+    attention_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding_backward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+    rope_backward,
+    rope_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
+from npgpt.model import GPTConfig, split_qkv
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="Numba is not installed"),
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOOR = 4 * 2.0**-24  # four roundings of a number near 1
+
+
+def row(layer, name, make):
+    """One more row for a layer of gradcheck's table, on inputs where a kernel has edges."""
+    return cases_of(layer)[0].replace(name=name, note="", make=make)
+
+
+MORE = (
+    *(row("attention", f"T {T}, D {D}", heads(2, T, 2, D))
+      for T, D in [(2, 2), (3, 6), (4, 2), (5, 6), (31, 96), (32, 64), (33, 128), (65, 24)]),
+    row("attention", "T 200, more than a block of keys", heads(1, 200, 2, 32)),
+    row("attention", "T 150, scores that grow", heads(1, 150, 1, 8, loud_future=True)),
+    row("attention", "T 40 of S 300, 6 heads share 3", heads(1, 40, 6, 16, G=3, S=300)),
+    row("attention", "T 7 of S 8, 4 heads share 1", heads(3, 7, 4, 10, G=1, S=8)),
+    row("attention", "T 1 of S 300", heads(2, 1, 4, 16, G=2, S=300)),
+    row("attention", "T 140, large scores", heads(1, 140, 1, 16, scale=4.0)),
+    row("rmsnorm", "many rows, odd C", rows((3, 67, 33))),
+    row("rmsnorm", "wide", rows((2, 5, 1000), 30.0)),
+    row("rope", "odd T, D = 6", turned((2, 37, 3, 6))),
+    row("rope", "D = 128", turned((1, 5, 2, 128), 77)),
+    row("swiglu", "odd F", gates((3, 67, 2 * 37))),
+    row("loss", "V no multiple of anything", guesses((3, 7, 331))),
+    row("loss", "V = 2", guesses((3, 2))),
+    row("loss", "nearly certain", guesses((2, 9, 130), scale=8.0)),
+)  # fmt: skip
+FUSED_CASES = [
+    case
+    for case in (*CASES, *MORE)
+    if hasattr(case.forward, "text") or hasattr(case.backward, "text")
+]
+WHOLE_CASES = [case for case in CASES if case.layer in ("block", "model")]
+FUNCTIONS = (
+    attention_forward, attention_backward, cross_entropy_forward, cross_entropy_backward,
+    embedding_backward, rmsnorm_forward, rmsnorm_backward, rope_forward, rope_backward,
+    swiglu_forward, swiglu_backward, optim.adamw_update, optim.sum_of_squares,
+)  # fmt: skip
+
+
+def named(case):
+    return f"{case.layer}: {case.name}"
+
+
+def text(function):
+    return getattr(function, "text", function)
+
+
+def kernel(function):
+    """The kernel of a function, which must take what it is given; the text where there is none."""
+    if not hasattr(function, "text"):
+        return function
+    found = find_kernel("npgpt.backend.cpu", function)
+
+    def strict(*args, **kwargs):
+        result = found(*args, **kwargs)
+        assert result is not NotImplemented
+        return result
+
+    return strict
+
+
+def outputs(case, inputs, forward, backward):
+    """By name, y and the gradients in float64."""
+    y, cache = forward(**inputs)
+    grads = case.replace(backward=backward).gradients_of(case.upstream(y), cache)
+    return {n: np.asarray(flatten(z), np.float64) for n, z in {"y": y, **grads}.items()}
+
+
+def error(result, truth):
+    """The largest difference in units of the largest number that should be there."""
+    assert result.shape == truth.shape
+    return np.max(np.abs(result - truth)) / (np.max(np.abs(truth)) or 1.0)
+
+
+def errors(case, forward, backward, text_forward, text_backward):
+    """The error of each output in float32, as two dicts: of these functions, and of the text."""
+    single = case.inputs(np.float32)
+    double = {  # the same numbers: it is not the kernel's fault that float32 rounds its inputs
+        n: z.astype(np.float64) if isinstance(z, np.ndarray) and z.dtype == np.float32 else z
+        for n, z in single.items()
+    }
+    with np.errstate(all="ignore"):
+        truth = outputs(case, double, case.forward, case.backward)
+        plain = outputs(case, single, text_forward, text_backward)
+        fast = outputs(case, single, forward, backward)
+    return [{n: error(z, truth[n]) for n, z in result.items()} for result in (fast, plain)]
+
+
+def refused(case):
+    """Rows that a kernel leaves to the text on purpose: too few queries to be worth it."""
+    return case.layer == "attention" and case.inputs()["q"].shape[1] < 4
+
+
+@pytest.mark.parametrize("case", FUSED_CASES, ids=named)
+@pytest.mark.parametrize("mix", ["kernel, kernel", "text, kernel", "kernel, text"])
+def test_a_kernel_is_as_exact_as_the_text(case, mix):
+    """And each half fits with the other half's cache."""
+    way = {"kernel": (lambda f: f) if refused(case) else kernel, "text": text}
+    forward, backward = mix.split(", ")
+    fast, plain = errors(
+        case, way[forward](case.forward), way[backward](case.backward),
+        text(case.forward), text(case.backward),
+    )  # fmt: skip
+    for name in fast:
+        assert fast[name] <= 2.0 * plain[name] + FLOOR, name
+
+
+@pytest.mark.parametrize("case", WHOLE_CASES, ids=named)
+def test_a_model_of_kernels_is_as_exact_as_one_of_text(case, text_only):
+    def with_text(function):
+        def call(*args, **kwargs):
+            with text_only():
+                return function(*args, **kwargs)
+
+        return call
+
+    fast, plain = errors(
+        case, case.forward, case.backward, with_text(case.forward), with_text(case.backward)
+    )
+    # Of many small gradients each is off by chance: the worst of one is held to the other's worst.
+    assert max(fast.values()) <= 2.0 * max(plain.values()) + FLOOR
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_a_kernel_has_the_signature_of_its_text(function):
+    found = find_kernel("npgpt.backend.cpu", function)
+    assert inspect.signature(found) == inspect.signature(function.text)
+    assert inspect.signature(function) == inspect.signature(function.text)
+    assert function.__doc__ == function.text.__doc__
+
+
+def array(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+NONE_BELOW_5 = np.array([[0, 5]])
+BELOW_5 = np.array([[0, 4]])
+FAULTS = {
+    "rmsnorm gain": (rmsnorm_forward, array(2, 3), array(4)),
+    "rope table": (rope_forward, array(1, 3, 2, 4), array(3, 3), array(3, 3)),
+    "rope odd": (rope_forward, array(1, 3, 2, 5), array(3, 2), array(3, 2)),
+    "keys": (attention_forward, array(1, 5, 2, 4), array(1, 5, 2, 3), array(1, 5, 2, 3)),
+    "heads": (attention_forward, array(1, 5, 4, 4), array(1, 5, 3, 4), array(1, 5, 3, 4)),
+    "too few keys": (attention_forward, array(1, 5, 2, 4), array(1, 4, 2, 4), array(1, 4, 2, 4)),
+    "values": (attention_forward, array(1, 5, 2, 4), array(1, 5, 2, 4), array(1, 6, 2, 4)),
+    "odd gates": (swiglu_forward, array(2, 5)),
+    "targets": (cross_entropy_forward, array(2, 3, 5), np.zeros((2, 4), int)),
+    "a target of V": (cross_entropy_forward, array(1, 2, 5), NONE_BELOW_5),
+    "dlogits of it": (cross_entropy_backward, 1.0, (array(1, 2, 5), NONE_BELOW_5, array(2, 1))),
+    "an id of V": (embedding_backward, array(1, 2, 3), (NONE_BELOW_5, array(5, 3))),
+    "dx": (embedding_backward, array(1, 3, 3), (BELOW_5, array(5, 3))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_said_in_the_same_words(fault):
+    """A kernel that does not like its arguments leaves them to the text."""
+    function, *args = FAULTS[fault]
+    assert find_kernel("npgpt.backend.cpu", function)(*args) is NotImplemented
+    said = []
+    for run in (function, function.text):
+        with pytest.raises((ValueError, IndexError)) as caught:
+            run(*args)
+        said.append((caught.type, str(caught.value)))
+    assert said[0] == said[1]
+
+
+def test_a_negative_id_counts_from_the_end_as_in_the_text():
+    dx, w = array(1, 3, 2), array(5, 2)
+    cache = np.array([[-1, 2, 4]]), w
+    assert np.array_equal(embedding_backward(dx, cache), embedding_backward.text(dx, cache))
+
+
+# Which one runs.
+
+
+@pytest.fixture
+def who(monkeypatch):
+    """A fused function that tells who ran: text or kernel."""
+
+    def rmsnorm_forward(x, w, eps=1e-5):
+        return "text"
+
+    rmsnorm_forward.__module__ = "npgpt.layers.rmsnorm"
+    import npgpt.backend.cpu.rmsnorm as kernels
+
+    monkeypatch.setattr(kernels, "rmsnorm_forward", lambda x, w, eps=1e-5: "kernel")
+    return fused(rmsnorm_forward)
+
+
+def test_float32_goes_to_the_kernel_and_all_else_to_the_text(who):
+    single, double = array(2, 3), array(2, 3).astype(np.float64)
+    assert who(single, single) == "kernel"
+    assert who(x=single, w=single, eps=0.5) == "kernel"
+    assert who(single, np.arange(3)) == "kernel"
+    assert who((single, np.arange(3)), 1.0) == "kernel"
+    assert who(double, double) == "text"
+    assert who(single, double) == "text"
+    assert who(single, (single, double)) == "text"
+    assert who(single.astype(np.complex64), single) == "text"
+    assert who(single.astype(np.float16), single) == "text"
+    assert who(single.astype(">f4"), single) == "text"
+    assert who(np.arange(3), np.arange(3)) == "text"
+    assert who(single, [1.0, 2.0, 3.0]) == "text"
+
+
+def test_kernels_can_be_switched_off(who, text_only):
+    x = array(2, 3)
+    with text_only():
+        assert who(x, x) == "text"
+    assert who(x, x) == "kernel"
+
+
+def test_a_call_takes_microseconds():
+    x, w = array(1, 8), array(8)
+    rmsnorm_forward(x, w)
+    fastest = float("inf")
+    for _ in range(50):
+        start = time.perf_counter()
+        for _ in range(20):
+            rmsnorm_forward(x, w)
+        fastest = min(fastest, (time.perf_counter() - start) / 20)
+    assert fastest < 30e-6
+
+
+# Memory and threads.
+
+
+def test_views_of_one_product_are_read_where_they_lie():
+    from npgpt.backend.cpu.memory import heads_in_place
+
+    config = GPTConfig(n_embd=24, n_head=4, n_kv_head=2)
+    q, k, v = split_qkv(array(2, 9, 48), config)
+    for z in (q, k, v):
+        assert not z.flags.c_contiguous and heads_in_place(z) is z
+    y, cache = attention_forward(q, k, v)
+    whole, _ = attention_forward(*(np.ascontiguousarray(z) for z in (q, k, v)))
+    assert np.array_equal(y, whole)
+    for mine, given in zip(cache, (q, k, v)):
+        assert mine is given
+
+
+@pytest.mark.parametrize("cut", [np.s_[::2], np.s_[..., ::-1], np.s_[:, 1:], np.s_[:, :, ::2]])
+def test_any_strides_will_do(cut):
+    x = array(4, 6, 8)[cut]
+    dense = np.ascontiguousarray(x)
+    w = array(2 * x.shape[-1])[::2]
+    for one, other in [
+        (rmsnorm_forward(x, w), rmsnorm_forward(dense, w.copy())),
+        (swiglu_forward(x), swiglu_forward(dense)),
+    ]:
+        assert np.array_equal(one[0], other[0])
+    heads_view = array(4, 6, 8, 2)[cut].swapaxes(1, 2)
+    y, cache = attention_forward(heads_view, heads_view, heads_view)
+    dense = np.ascontiguousarray(heads_view)
+    expected, expected_cache = attention_forward(dense, dense, dense)
+    assert np.array_equal(y, expected)
+    for one, other in zip(
+        attention_backward(heads_view, cache), attention_backward(dense, expected_cache)
+    ):
+        assert np.array_equal(one, other)
+
+
+def test_nothing_is_empty_to_a_kernel():
+    """Arrays without numbers are the text's."""
+    y, _ = rmsnorm_forward(array(0, 3), array(3))
+    assert y.shape == (0, 3)
+    y, cache = swiglu_forward(array(2, 0, 4))
+    assert y.shape == (2, 0, 2) and swiglu_backward(y, cache).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("case", MORE, ids=named)
+def test_threads_side_by_side_get_the_same_bits(case):
+    inputs = case.inputs(np.float32)
+    expected = outputs(case, inputs, case.forward, case.backward)
+    differences = []
+
+    def work():
+        for _ in range(3):
+            for name, z in outputs(case, inputs, case.forward, case.backward).items():
+                if not np.array_equal(z, expected[name]):
+                    differences.append(name)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert differences == []
+
+
+def test_attention_over_8192_places():
+    """Its last queries see what they see alone, and memory grows with T, not with T²."""
+    program = """
+import numpy as np
+from npgpt.layers import attention_backward, attention_forward
+from npgpt.plan import peak_memory_bytes
+
+T, last, D = 8192, 5, 16
+rng = np.random.default_rng(1)
+q, k, v, dy = (rng.standard_normal((1, T, 1, D), np.float32) for _ in range(4))
+dy[:, :-last] = 0.0
+few = [z[:, :16].copy() for z in (q, k, v, dy)]
+attention_backward(few[3], attention_forward(*few[:3])[1])  # so that they are compiled
+before = peak_memory_bytes()
+y, cache = attention_forward(q, k, v)
+dq, dk, dv = attention_backward(dy, cache)
+grown = peak_memory_bytes() - before
+double = [z.astype(np.float64) for z in (q[:, -last:], k, v, dy[:, -last:])]
+true_y, true_cache = attention_forward(*double[:3])
+true_dq, true_dk, true_dv = attention_backward(double[3], true_cache)
+for one, other in [(y[:, -last:], true_y), (dq[:, -last:], true_dq), (dk, true_dk), (dv, true_dv)]:
+    assert np.abs(one - other).max() < 2e-6 * np.abs(other).max()
+assert not dq[:, :-last].any()
+assert grown < 64e6, grown  # the scores alone would take 268 MB
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Numbers at the edge.
+
+
+def test_exp():
+    """Its error, as its file states it; and the numbers that are no numbers."""
+    from npgpt.backend.cpu.compile import kernel
+    from npgpt.backend.cpu.exp import exp
+
+    @kernel
+    def of_all(x, y):
+        for i in range(x.size):
+            y[i] = exp(x[i])
+
+    x = np.concatenate([np.linspace(-87.3, 88.72, 3_000_001), np.linspace(-1e-3, 1e-3, 1001)])
+    x = x.astype(np.float32)
+    y, truth = np.empty_like(x), np.exp(x.astype(np.float64))
+    of_all(x, y)
+    normal = truth > 2.4e-38  # where the lowest exponent begins, results are flushed to 0
+    assert np.max(np.abs(y[normal] / truth[normal] - 1.0)) < 1e-7
+    assert np.max(np.abs(y[~normal] - truth[~normal])) < 2.4e-38
+    edges = np.array(
+        [-np.inf, -1e30, -90.0, 0.0, -0.0, 88.73, 100.0, 1e30, np.inf, np.nan], np.float32
+    )
+    y = np.empty_like(edges)
+    of_all(edges, y)
+    np.testing.assert_array_equal(y, [0, 0, 0, 1, 1] + [np.inf] * 4 + [np.nan])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("layer", ["attention", "rmsnorm", "swiglu", "loss", "rope"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_not_finite_stays_not_finite(layer, bad):
+    """Where the text overflows a kernel does, so that training notices it."""
+    case = {
+        "attention": row("attention", "", heads(1, 40, 2, 8)),
+        "rope": row("rope", "", turned((2, 9, 2, 8))),
+        "rmsnorm": row("rmsnorm", "", rows((5, 40))),
+        "swiglu": row("swiglu", "", gates((5, 40))),
+        "loss": row("loss", "", guesses((5, 70))),
+    }[layer]
+    # The text of attention multiplies the future's 0 with what is there, 0 · ∞ = NaN, and the
+    # kernel does not look at it. So there the bad number is in the first place, which all see.
+    for name in case.gradients:
+        for place in (0,) if layer == "attention" else (0, -1, 37):
+            inputs = case.inputs(np.float32)
+            inputs[name].reshape(-1)[place] = bad
+            plain = outputs(case, inputs, text(case.forward), text(case.backward))
+            fast = outputs(case, inputs, kernel(case.forward), kernel(case.backward))
+            for output in plain:
+                wrong, expected = ~np.isfinite(fast[output]), ~np.isfinite(plain[output])
+                assert wrong.any() == expected.any(), f"{name}, {output}"
+                assert not np.any(wrong & ~expected), f"{name}, {output}"
+                assert layer == "attention" or np.array_equal(wrong, expected)
+
+
+# The optimizer.
+
+
+@pytest.mark.parametrize("size", [1, 5, 4096, 10_007])
+def test_adamw_is_as_exact_as_the_text(size):
+    rng = np.random.default_rng(size)
+    p, m = 0.1 * rng.standard_normal((2, size))
+    v, g = m**2 + 1e-4, 0.1 * rng.standard_normal((4, size))
+    results = {}
+    for name, dtype, update in [
+        ("truth", np.float64, optim.adamw_update),
+        ("text", np.float32, optim.adamw_update.text),
+        ("kernel", np.float32, kernel(optim.adamw_update)),
+    ]:
+        arrays = [z.astype(np.float32).astype(dtype) for z in (p, m, v)]
+        for step, gradient in enumerate(g.astype(np.float32).astype(dtype), 1):
+            update(arrays[0], gradient, *arrays[1:], step, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+        results[name] = arrays
+    for truth, plain, fast in zip(*results.values()):
+        assert error(fast, truth) <= 2.0 * error(plain, truth) + FLOOR
+
+
+@pytest.mark.parametrize("size", [1, 4097, 1_000_003])
+def test_squares_are_summed_in_float64(size):
+    g = array(size)
+    truth = np.sum(np.square(g.astype(np.float64)))
+    assert optim.sum_of_squares(g) == pytest.approx(truth, rel=1e-7)  # of squares in float32
+    assert optim.sum_of_squares(g) == pytest.approx(optim.sum_of_squares.text(g), rel=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bad, total", [(np.nan, np.nan), (-np.inf, np.inf), (1e25, np.inf)])
+def test_the_sum_of_what_is_not_finite(bad, total):
+    g = array(999)
+    g[500] = bad
+    assert optim.sum_of_squares(g) == pytest.approx(total, nan_ok=True)
+    assert optim.sum_of_squares.text(g) == pytest.approx(total, nan_ok=True)
