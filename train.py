@@ -141,19 +141,18 @@ def log_line(run, loss, lr, norm, seconds, peak):
 
 
 def print_plan(run):
-    """Say what the run will take, from one timed step that changes nothing."""
+    """Say what the run will take, from two steps that change nothing, of which one is timed."""
     s, config = run.settings, run.config
     rows = s.batch_size * s.accumulate
     tokens, total = len(run.train_tokens), (s.steps - run.step) * rows * s.block_size
-    epochs = s.steps * rows / num_rows(run.train_tokens, s.block_size, run.starts)
-    started = time.perf_counter()
-    ids, targets = get_batch(
-        run.train_tokens, s.seed, run.step, s.batch_size, s.block_size, run.starts
-    )
-    loss = run.workers.loss_and_gradients(
-        run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), config
-    )
-    float(to_host(loss))  # waits for a GPU to finish
+    epochs = s.steps * rows / num_rows(run.train_tokens, s.block_size)
+    for _ in range(2):  # in the first one kernels are compiled, and memory is found
+        started = time.perf_counter()
+        ids, targets = get_batch(run.train_tokens, s.seed, run.step, s.batch_size, s.block_size)
+        loss = run.workers.loss_and_gradients(
+            run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), config
+        )
+        float(to_host(loss))  # waits for a GPU to finish
     step_seconds = (time.perf_counter() - started) * s.accumulate
     memory = plan.training_bytes(config, s.batch_size, s.threads)
     disk = plan.checkpoint_bytes(config, s.keep)
@@ -167,8 +166,7 @@ def print_plan(run):
         f"  data     {tokens:,} tokens to train on, {len(run.valid_tokens):,} to validate, "
         f"{run.bytes_per_token:.2f} bytes a token\n"
         f"  steps    {run.step:,} to {s.steps:,}, {rows} x {s.block_size} tokens each: "
-        f"{total:,} tokens, {epochs:.1f} epochs in all"
-        f"{'' if run.starts is None else ', each row from the beginning of a document'}\n"
+        f"{total:,} tokens, {epochs:.1f} epochs in all\n"
         f"  memory   about {plan.human_bytes(memory)} of arrays, beside Python and the text\n"
         f"  disk     {plan.human_bytes(disk)} for {s.keep} checkpoints and one in the making; "
         f"{plan.human_bytes(free)} are free\n"

@@ -9,6 +9,8 @@ the same run, with the same threads, on as many bytes, by two programs that do n
 sum, and a product of one matrix with one vector; the faster one counts. (On as many bytes,
 because a processor with a large cache may keep a part of the weights there.)
 
+llama.cpp takes part where llama-cpp-python and gguf are installed: see llama_cpp_decoder.py.
+
 With a model of llama2.c, its tokenizer and a text, the price of bf16 and int8 is measured too: by
 how much they change the likelihood of that text.
 
@@ -91,6 +93,9 @@ def measure_decoding(report, params, config, batch, options):
     if importlib.util.find_spec("torch"):
         for dtype in ("float32", "bf16"):
             contestants[f"torch {dtype}"] = Torch(params, config, batch, dtype, options.threads)
+    if batch == 1 and all(map(importlib.util.find_spec, ("llama_cpp", "gguf"))):
+        for dtype in DTYPES:
+            contestants[f"llama.cpp {dtype}"] = LlamaCpp(params, config, dtype, options.threads)
     for run in contestants.values():
         run()  # compiles, and warms up
     seconds = alternate(contestants, options.rounds)
@@ -112,11 +117,11 @@ def measure_decoding(report, params, config, batch, options):
         f"{title}text float32", batch * TOKENS / statistics.median(seconds["text"]), "tokens/s"
     )
     report.add(f"{title}float32 over text", ratio(seconds, "text", "float32"), "x")
-    for peer in [name for name in contestants if name.startswith("torch")]:
-        dtype = peer.removeprefix("torch ")
+    for peer in [name for name in contestants if name.startswith(("torch", "llama.cpp"))]:
+        library, dtype = peer.split()
+        bar = OVER_TORCH[dtype] if library == "torch" and batch == 1 else None
         report.add(f"{title}{peer}", batch * TOKENS / statistics.median(seconds[peer]), "tokens/s")
-        report.add(f"{title}{dtype} over {peer}", ratio(seconds, peer, dtype), "x",
-                   at_least=OVER_TORCH[dtype] if batch == 1 else None)  # fmt: skip
+        report.add(f"{title}{dtype} over {peer}", ratio(seconds, peer, dtype), "x", at_least=bar)
 
 
 class Npgpt:
@@ -151,6 +156,25 @@ class Torch:
         ids = np.ones(self.batch, np.int64)
         for _ in range(TOKENS):
             ids = np.argmax(self.decoder.read(ids), axis=1)
+
+
+class LlamaCpp:
+    """The same in llama.cpp; its 8-bit format has a scale for each 32 weights."""
+
+    def __init__(self, params, config, dtype, threads):
+        from benchmarks.llama_cpp_decoder import LlamaCppDecoder, write_gguf
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.gguf")
+            write_gguf(path, params, config, dtype)
+            self.decoder = LlamaCppDecoder(path, config, threads)
+        self.decoder.read([1] * PROMPT)
+
+    def __call__(self):
+        self.decoder.go_back(PROMPT)
+        token = 1
+        for _ in range(TOKENS):
+            token = int(np.argmax(self.decoder.read([token])))
 
 
 class Product:

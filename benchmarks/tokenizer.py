@@ -4,21 +4,22 @@
     python -m benchmarks.tokenizer                       a text made here, and its own vocabulary
 
 --text is a UTF-8 file, also .xz or .gz, and may be given several times; --vocab a folder with
-GPT-2's two files, or a tokenizer that npgpt saved. Without a text, stories from data.storybook are
-told: they have few words, so all programs are faster on them, npgpt the most, and the bars, which are
-meant for prose, mean little.
+GPT-2's two files, or a tokenizer that npgpt saved. Without a text, stories from data.storybook
+are told. They have few words, so all programs are faster on them, and npgpt most of all: the bars
+are meant for prose.
 
 What is compared with what
     Cutting words. `regex` runs GPT-2's pattern over the text and throws the words away. tiktoken
     does not give its words away, so it gets a vocabulary in which every word of the text is one
     token: encoding is then cutting, one look into a hash table for each word, and a number
-    written down, and the ids are taken as an array, for a list would cost as much again. So its
+    written down; and the ids are taken as an array, for a list would cost as much again. So its
     figure is a little too low. npgpt starts from bytes, checks that they are UTF-8, and makes an
     array of the places where words end.
 
-    Encoding. Every program goes from a str to ids, tiktoken and npgpt to an array. "Cold" is a
-    tokenizer that has seen no text yet, "warm" one that has seen this text. For several threads
-    the text is cut into a few hundred documents; npgpt's ids then include an end of text after each.
+    Encoding. From a str to an array of ids; "cold" is a tokenizer that has seen no text yet,
+    "warm" one that has seen this text. For several threads the text is a few hundred documents.
+    tiktoken then makes lists, as its function for many documents does, and once more arrays, with
+    a pool of threads around its quickest function; npgpt's ids include an end of text after each.
 
     Learning. A vocabulary of --entries from a list of documents, npgpt and `tokenizers` on the
     same threads; once more in a process of its own, for the peak of its memory; and from a text
@@ -31,6 +32,7 @@ npgpt/tokenizer/unicode_classes.py), so may ids, for characters that one of them
 
 import gzip
 import importlib.util
+import itertools
 import lzma
 import os
 import statistics
@@ -38,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +126,7 @@ def tell_stories():
     """A text for who has none at hand."""
     from data.storybook import told
 
-    say(
-        "no --text: telling stories from data.storybook, of few words; the bars are meant for prose"
-    )
+    say("no --text: telling stories from data.storybook, of few words; the bars are for prose")
     return "\n\n".join(story.text for story in told(STORYBOOK_WORDS, seed=0))
 
 
@@ -134,7 +135,7 @@ def documents_of(text):
     lines = text.splitlines(keepends=True)
     lengths = np.cumsum([len(line) for line in lines])
     cuts = np.searchsorted(lengths, np.arange(DOCUMENTS + 1) * len(text) / DOCUMENTS)
-    parts = ["".join(lines[a:b]) for a, b in zip(cuts[:-1], cuts[1:])]
+    parts = ["".join(lines[a:b]) for a, b in itertools.pairwise(cuts)]
     return [part for part in [*parts, "".join(lines[cuts[-1] :])] if part]
 
 
@@ -146,13 +147,15 @@ def peer(name):
     return __import__(name)
 
 
-def add_speeds(report, title, seconds, megabytes, against, bar=None, ours="npgpt"):
-    """The speed of each contestant, and how many times faster than the peers npgpt is."""
+def add_speeds(report, title, seconds, megabytes, ours, bars):
+    """The speed of each contestant, and how many times faster than some of them npgpt is.
+
+    Args:    ours, the contestant to compare; bars, a dict from peer to how many times at least.
+    """
     for name, times in seconds.items():
         report.add(f"{title}: {name}", megabytes / statistics.median(times), "MB/s")
-    for rival in against:
-        at_least = bar.get(rival) if bar else None
-        report.add(f"{title}: {ours} / {rival}", ratio(seconds, rival, ours), "x", at_least)
+    for rival in [name for name in bars if name in seconds]:
+        report.add(f"{title}: {ours} / {rival}", ratio(seconds, rival, ours), "x", bars[rival])
 
 
 def measure_cutting(report, text, rounds):
@@ -180,10 +183,8 @@ def measure_cutting(report, text, rounds):
         )  # fmt: skip
         assert len(encoding.encode_to_numpy(text)) == len(ends)
         contestants["tiktoken"] = lambda: encoding.encode_to_numpy(text)
-    seconds = alternate(contestants, rounds)
-    rivals = [name for name in contestants if name != "npgpt"]
-    bars = {"regex": 25, "tiktoken": 20}
-    add_speeds(report, "cutting words, 1 thread", seconds, len(raw) / MB, rivals, bars)
+    seconds, bars = alternate(contestants, rounds), {"regex": 25, "tiktoken": 20}
+    add_speeds(report, "cutting words, 1 thread", seconds, len(raw) / MB, "npgpt", bars)
 
 
 def tiktoken_pattern():
@@ -195,9 +196,6 @@ def tiktoken_pattern():
 
 def measure_learning(report, text, entries, options):
     """A vocabulary from the whole text, and the peak of memory."""
-    if importlib.util.find_spec("npgpt.tokenizer.fast_train") is None:
-        say("npgpt/tokenizer/fast_train.py IS NOT THERE: nothing is measured of learning")
-        return
     documents, megabytes = documents_of(text), len(text.encode()) / MB
     title = f"learning {entries:,} entries, {options.threads} threads"
     contestants = {"npgpt": lambda: FastBPETokenizer.train(documents, entries)}
@@ -244,53 +242,54 @@ def learn_with(tokenizers, documents, entries):
 
 
 def measure_encoding(report, text, tokenizer, options):
-    """A text to ids, on one thread and on several, and whether they are the peers' ids."""
-
-    def cold():
-        return FastBPETokenizer(tokenizer.tokens, tokenizer.merges, tokenizer.special_tokens)
-
-    def ready(threads):
-        """A tokenizer whose vocabulary is in its tables, and no word yet."""
-        tok = cold()
-        tok.encoder.threads = threads
-        return tok
-
-    one, several = ready(1), ready(options.threads)
+    """A text to ids, on one thread and on several, and whether they are tiktoken's ids."""
     documents, megabytes = documents_of(text), len(text.encode()) / MB
-    ids = one.encoder.encode_text(text)
-    several.encode_documents(documents)
-
-    fresh = iter([])
-    contestants = {
-        "npgpt, warm": lambda: one.encoder.encode_text(text),
-        "npgpt, cold": lambda: next(fresh).encoder.encode_text(text),
-    }
-    tiktoken = peer("tiktoken")
-    if tiktoken:
-        encoding = tiktoken_twin(tiktoken, tokenizer)
-        theirs = encoding.encode_to_numpy(text, disallowed_special=())
-        report.add("ids that differ from tiktoken's", differences(ids, theirs), "", at_most=0)
-        contestants["tiktoken"] = lambda: encoding.encode_to_numpy(text, disallowed_special=())
     rounds = min(options.rounds, 3)
-    fresh = iter([ready(1) for _ in range(rounds)])
-    seconds = alternate(contestants, rounds)
-    rivals, bars = (["tiktoken"], {"tiktoken": 6}) if tiktoken else ([], {})
-    add_speeds(report, "encoding, 1 thread", seconds, megabytes, rivals, bars, "npgpt, cold")
-
+    tiktoken = peer("tiktoken")
+    warm, cold = tokenizers_for(tokenizer, 1, rounds)
+    ids = warm.encoder.encode_text(text)
     contestants = {
-        "npgpt, warm": lambda: several.encode_documents(documents),
-        "npgpt, cold": lambda: next(fresh).encode_documents(documents),
+        "npgpt, warm": lambda: warm.encoder.encode_text(text),
+        "npgpt, cold": lambda: next(cold).encoder.encode_text(text),
     }
     if tiktoken:
-        contestants["tiktoken"] = lambda: encoding.encode_ordinary_batch(
-            documents, num_threads=options.threads
-        )
-    fresh = iter([ready(options.threads) for _ in range(rounds)])
+        twin = tiktoken_twin(tiktoken, tokenizer)
+
+        def as_array(text):
+            return twin.encode_to_numpy(text, disallowed_special=())
+
+        report.add("ids that differ from tiktoken's", differences(ids, as_array(text)), at_most=0)
+        contestants["tiktoken"] = lambda: as_array(text)
     seconds = alternate(contestants, rounds)
-    bars = {"tiktoken": 8}
-    title = f"encoding, {options.threads} threads"
-    add_speeds(report, title, seconds, megabytes, rivals, bars, "npgpt, cold")
+    add_speeds(report, "encoding, 1 thread", seconds, megabytes, "npgpt, cold", {"tiktoken": 6})
+
+    warm_all, cold_all = tokenizers_for(tokenizer, options.threads, rounds)
+    warm_all.encode_documents(documents)
+    contestants = {
+        "npgpt, warm": lambda: warm_all.encode_documents(documents),
+        "npgpt, cold": lambda: next(cold_all).encode_documents(documents),
+    }
+    with ThreadPoolExecutor(options.threads) as pool:
+        if tiktoken:
+            contestants["tiktoken"] = lambda: twin.encode_ordinary_batch(
+                documents, num_threads=options.threads
+            )
+            contestants["tiktoken, arrays"] = lambda: list(pool.map(as_array, documents))
+        seconds = alternate(contestants, rounds)
+    title, bars = f"encoding, {options.threads} threads", {"tiktoken": 8, "tiktoken, arrays": None}
+    add_speeds(report, title, seconds, megabytes, "npgpt, cold", bars)
     measure_hugging_face(report, text, tokenizer, title)
+
+
+def tokenizers_for(tokenizer, threads, rounds):
+    """A tokenizer to warm up, and an iterator of others: their vocabulary is ready, but no word."""
+
+    def new():
+        made = FastBPETokenizer(tokenizer.tokens, tokenizer.merges, tokenizer.special_tokens)
+        made.encoder.threads = threads
+        return made
+
+    return new(), iter([new() for _ in range(rounds)])
 
 
 def tiktoken_twin(tiktoken, tokenizer):

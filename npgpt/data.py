@@ -14,10 +14,10 @@ rows without asking the others.
     through them in a random order: every token is read once an epoch. The next epoch has
     another phase and another order.
 
-    Where nearly all documents fit into the context, a row begins with a document instead,
-    and runs on into the next ones: an epoch is every document in a random order. A window
-    that begins in mid-story asks who "she" is when the answer was cut off, and a model
-    that is often asked such questions is slow to learn to look back.
+    Rows that begin with a document, where documents are short enough for it, look like a better
+    idea, for no window then asks who "she" is when the answer was cut off. They are not: such
+    rows show the beginnings of documents more often than their ends, and the storybook's model
+    was slower to learn from them.
 
 An order without a table
     Ten billion tokens are 80 million rows of 128, and their order as a table would take 640 MB
@@ -50,7 +50,6 @@ import numpy as np
 
 from npgpt.errors import UserError
 
-PIECE = 1 << 24  # tokens looked at together, where a whole file is gone through
 STIRS = 6  # fewer leave patterns that a chi-squared test finds in orders of ten rows
 
 
@@ -67,38 +66,9 @@ def check_length(tokens, block_size, what):
         )
 
 
-def document_starts(tokens, end_of_text, block_size):
-    """Where documents begin, if they are worth beginning a row with.
-
-    Whether they are, is judged by the first 16 million tokens: in a file of books no more is read.
-
-    Args:    tokens (N,); end_of_text, its id, or None; block_size T.
-    Returns: the places of the end-of-text tokens before each document (M,), or None if more
-             than one document in a hundred is longer than T, or their ends are not marked.
-    """
-    if end_of_text is None:
-        return None
-    beginning = np.flatnonzero(tokens[:PIECE] == end_of_text)
-    lengths = np.diff(beginning)
-    if len(lengths) == 0 or np.mean(lengths > block_size) > 0.01:
-        return None
-    pieces = range(PIECE, len(tokens), PIECE)
-    rest = [p + np.flatnonzero(tokens[p : p + PIECE] == end_of_text) for p in pieces]
-    ends = np.concatenate([beginning, *rest])  # (M + 1,)
-    return ends[:-1] if len(ends) > 2 else None
-
-
-def full_rows(starts, num_tokens, block_size):
-    """Those of the starts that have a whole row of T + 1 tokens before the end, None if none."""
-    if starts is None:
-        return None
-    full = starts[starts + block_size < num_tokens]
-    return full if len(full) else None
-
-
-def num_rows(tokens, block_size, starts=None):
-    """How many rows an epoch has, 1 or more: windows of T tokens, or documents."""
-    return max(1, (len(tokens) - block_size) // block_size) if starts is None else len(starts)
+def num_rows(tokens, block_size):
+    """How many rows an epoch has, 1 or more."""
+    return max(1, (len(tokens) - block_size) // block_size)
 
 
 def shuffled(numbers, n, stirs):
@@ -131,15 +101,15 @@ def _epoch(seed, epoch, slack):
     return phase, stirs
 
 
-def get_batch(tokens, seed, step, batch_size, block_size, starts=None, rank=0, world=1):
+def get_batch(tokens, seed, step, batch_size, block_size, rank=0, world=1):
     """Cut the batch of a step from the data: a pure function of its arguments.
 
     Args:    tokens (N,), N > block_size; seed; step, from 0; batch_size, all rows of the step;
-             block_size T; starts, None or where rows begin (M,), from full_rows; rank, which of
-             world processes asks: the shares of all ranks, one after the other, are the batch.
+             block_size T; rank, which of world processes asks: the shares of all ranks, one
+             after the other, are the batch.
     Returns: ids, targets (batch_size / world, T) int64; targets are the ids one place later.
     """
-    n = num_rows(tokens, block_size, starts)
+    n = num_rows(tokens, block_size)
     slack = max(0, len(tokens) - 1 - n * block_size)  # what windows leave over, at either end
     first = step * batch_size + rank * batch_size // world
     stop = step * batch_size + (rank + 1) * batch_size // world
@@ -149,7 +119,7 @@ def get_batch(tokens, seed, step, batch_size, block_size, starts=None, rank=0, w
         count = min(stop - first, n - place)
         phase, stirs = _epoch(seed, epoch, slack)
         rows = shuffled(range(place, place + count), n, stirs)  # (count,)
-        begins.append(phase + block_size * rows if starts is None else starts[rows])
+        begins.append(phase + block_size * rows)
         first += count
     places = np.concatenate(begins)[:, None] + np.arange(block_size + 1)  # (B, T + 1)
     batch = tokens[places].astype(np.int64)  # (B, T + 1)

@@ -40,6 +40,21 @@ class Evaluation:
         return self.loss * self.num_tokens / (math.log(2.0) * self.num_bytes)
 
 
+def document_starts(tokens, end_of_text, block_size):
+    """Where documents begin, if they are worth a window of their own.
+
+    Args:    tokens (N,); end_of_text, its id, or None; block_size T.
+    Returns: the places of the end-of-text tokens before each document (M,), or None if more
+             than one document in ten is longer than T, or their ends are not marked.
+    """
+    if end_of_text is None:
+        return None
+    ends = np.flatnonzero(tokens == end_of_text)  # (M + 1,)
+    if len(ends) < 3 or np.mean(np.diff(ends) > block_size) > 0.1:
+        return None
+    return ends[:-1]
+
+
 def evaluation_windows(num_tokens, block_size, starts=None):
     """Cut a text of num_tokens so that each token but the first is a counted target once.
 

@@ -1,10 +1,10 @@
 """From --data to tokens: what is read, what is kept for validation, and where the result lies.
 
 --data is a recipe's name, a text of any size and kind that sources.py reads, or tokens that
-are ready. A text goes by in a stream, at most three times, and is never in memory as a whole:
+are ready. A text goes by in a stream, once for each of these, and is never in memory as a whole:
 
     1. find_split: where does the validation text begin? With the last documents, a share
-       --valid-fraction of all bytes, but 10 MB at most; in a single document, with its last
+       --valid-fraction of all bytes, but 4 MB at most; in a single document, with its last
        part. Where a validation text is given there is nothing to look for.
     2. The tokenizer learns from the training text, or from its first --tokenizer-mb.
     3. The documents become ids, with an end-of-text token before and after each: train.bin and

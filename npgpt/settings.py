@@ -27,7 +27,7 @@ class Settings:
     field: str | None = option(None, "field of a .jsonl or .parquet with the text (default: text)")
     valid: Path | None = option(None, "what to validate on (default: the end of --data)")
     valid_fraction: float = option(
-        0.05, "share of --data that is kept for validation, though not more than 10 MB"
+        0.05, "share of --data that is kept for validation, though not more than 4 MB"
     )
     data_mb: int | None = option(None, "megabytes of text to read, at most (default: all of it)")
     words: int = option(1_000_000, "length of the storybook")
@@ -38,19 +38,19 @@ class Settings:
     )
     tokenizer_mb: int = option(1000, "megabytes of text that bpe learns from, at most")
     vocab_size: int = option(1280, "tokens that bpe learns")
-    block_size: int = option(144, "context: how many tokens the model looks back")
+    block_size: int = option(176, "context: how many tokens the model looks back")
     n_layer: int = option(2, "blocks")
     n_head: int = option(4, "attention heads")
     n_kv_head: int | None = option(None, "key/value heads (default: as many as n_head)")
     n_embd: int = option(128, "channels of the residual stream")
-    n_hidden: int = option(384, "hidden channels of the MLP")
+    n_hidden: int = option(256, "hidden channels of the MLP")
     tie: bool = option(False, "one table for the embedding and the output")
 
-    batch_size: int = option(8, "rows that go through the model at a time")
+    batch_size: int = option(12, "rows that go through the model at a time")
     accumulate: int = option(1, "batches whose gradients are added up before a step")
     threads: int | None = option(None, "pieces of a batch side by side (default: all processors)")
-    steps: int = option(3000, "optimizer steps")
-    lr: float = option(7e-3, "largest learning rate")
+    steps: int = option(2600, "optimizer steps")
+    lr: float = option(5e-3, "largest learning rate")
     min_lr: float = option(1e-5, "learning rate at the end")
     warmup_steps: int = option(50, "steps of linear growth to --lr")
     beta1: float = option(0.9, "AdamW: memory of the gradient")
@@ -62,7 +62,7 @@ class Settings:
     eval_every: int = option(100, "steps between validations")
     eval_tokens: int = option(16_384, "tokens of a validation; the last one reads all")
     sample_every: int = option(400, "steps between samples, 0 for none")
-    sample_tokens: int = option(120, "length of a sample")
+    sample_tokens: int = option(160, "length of a sample")
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
 

@@ -82,6 +82,9 @@ class TokenWriter:
             write_atomic(facts_path(self.path), json.dumps(facts, indent=1).encode())
             os.replace(self.part, self.path)
             self.note.unlink(missing_ok=True)
+            # Of processes that were killed while they made a note:
+            for beside in self.path.parent.glob(f".{self.note.name}.tmp-*"):
+                beside.unlink(missing_ok=True)
 
     def __enter__(self):
         return self

@@ -22,7 +22,9 @@ from npgpt.token_files import token_dtype
 from npgpt.token_writer import TokenWriter
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, bpe_class
 
-VALID_MOST = 10_000_000  # bytes of a text that are kept for validation, however large it is
+# Bytes of a text that are kept for validation, however large it is: a million tokens, which tell
+# the mean loss to some three thousandths of a nat, and take a while to go through as it is.
+VALID_MOST = 4_000_000
 BATCH = 8 << 20  # bytes of text that become ids together
 LONG_TEXT = 1 << 20  # characters that the readable tokenizer gets at a time
 
@@ -66,23 +68,24 @@ def find_split(documents, fraction):
     Returns: the places where the validation text begins and ends, each (number of a document,
              byte of it); and the bytes before and between them.
     """
-    total = kept = 0
-    last = deque()  # of the last documents, VALID_MOST bytes or a little more: number and size
+    total = held = 0
+    last = deque()  # number and size of the last documents, which hold VALID_MOST bytes or more
     for number, document in enumerate(documents):
-        last.append((number, len(document)))
-        total, kept = total + len(document), kept + len(document)
-        while kept - last[0][1] >= VALID_MOST:
-            kept -= last.popleft()[1]
+        size = len(document)
+        last.append((number, size))
+        total, held = total + size, held + size
+        while held - last[0][1] >= VALID_MOST:
+            held -= last.popleft()[1]
     end = (number + 1, 0)
     wanted, kept = min(fraction * total, VALID_MOST), 0
-    while kept < wanted and last and last[-1][0] > 0:
+    while number > 0 and kept < wanted and last[-1][0] > 0:
         number, size = last.pop()
         kept += size
     cut = 0
-    if not 0 < kept <= 2 * VALID_MOST:
-        size = kept or total
-        cut = min(max(1, round(size - wanted)), size - 1)
-        kept = size - cut
+    if number == 0 or kept > 2 * VALID_MOST:  # this document alone: the only one, or a long one
+        kept = max(kept, size)
+        cut = min(max(1, round(kept - wanted)), size - 1)
+        kept -= cut
     return (number, cut), end, (total - kept, kept)
 
 
@@ -151,12 +154,16 @@ def write_tokens(path, part, tokenizer):
             return batch and (encode_documents(batch, tokenizer), len(batch), sum(map(len, batch)))
 
         # One batch is read while the one before is encoded, and the one before that written.
-        with (
-            contextlib.closing(ahead(read, itertools.count())) as waiting,
-            contextlib.closing(ahead(encode, itertools.count())) as encoded,
-        ):
-            while piece := next(encoded):
-                writer.append(*piece)
+        try:
+            with (
+                contextlib.closing(ahead(read, itertools.count())) as waiting,
+                contextlib.closing(ahead(encode, itertools.count())) as encoded,
+            ):
+                while piece := next(encoded):
+                    writer.append(*piece)
+        except KeyboardInterrupt:
+            print(f"\n  {path.name}: {writer.documents:,} documents are done; run it again to go on")
+            raise
         writer.finish()
     seconds = time.perf_counter() - started
     rate = f"; {human_bytes((writer.text_bytes - before) / seconds)}/s" if seconds > 1 else ""

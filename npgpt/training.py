@@ -11,9 +11,9 @@ import numpy as np
 from npgpt import plan
 from npgpt.backend import to_host
 from npgpt.checkpoint import save_checkpoint, write_atomic
-from npgpt.data import ahead, check_length, document_starts, full_rows, get_batch
+from npgpt.data import ahead, check_length, get_batch
 from npgpt.errors import UserError
-from npgpt.evaluate import evaluate
+from npgpt.evaluate import document_starts, evaluate
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
@@ -57,30 +57,22 @@ class Run:
         return self.valid.tokens  # (M,)
 
     @functools.cached_property
-    def starts(self):
-        """Where the rows of a batch begin, if with documents: see data.document_starts."""
-        T, tokens = self.config.block_size, self.train_tokens
-        starts = document_starts(tokens, self.tokenizer.end_of_text, T)
-        return full_rows(starts, len(tokens), T)
-
-    @functools.cached_property
     def valid_starts(self):
-        """Where the documents of the validation text begin, if rows begin with documents."""
-        if self.starts is None:
-            return None
-        return np.flatnonzero(self.valid_tokens == self.tokenizer.end_of_text)[:-1]
+        """Where the documents of the validation text begin: see evaluate.document_starts."""
+        end = self.tokenizer.end_of_text
+        return document_starts(self.valid_tokens, end, self.config.block_size)
 
     def batches(self):
         """The batches of the steps that are left, prepared while the steps before are taken.
 
         Returns: an iterator of (ids, targets), as get_batch; to be closed.
         """
-        s, starts = self.settings, self.starts
+        s = self.settings
         rows = s.batch_size * s.accumulate
         self.train.expect_random_reads()
 
         def batch(step):
-            return get_batch(self.train_tokens, s.seed, step, rows, s.block_size, starts)
+            return get_batch(self.train_tokens, s.seed, step, rows, s.block_size)
 
         return ahead(batch, range(self.step, s.steps), threads=4)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from npgpt import data
-from npgpt.data import ahead, check_length, document_starts, full_rows, get_batch, num_rows
+from npgpt.data import ahead, check_length, get_batch, num_rows
 from npgpt.errors import UserError
 
 # Batches.
@@ -85,55 +85,6 @@ def test_the_shortest_text_is_one_window():
 
 
 # Rows that begin with documents. In these texts, 0 is the end-of-text token.
-
-
-def short_documents(count, longest, rng):
-    """0 a a a 0 b b 0 …: each document is one number, repeated up to `longest` times."""
-    pieces = [[0]] + [[i + 1] * int(rng.integers(1, longest + 1)) + [0] for i in range(count)]
-    return np.concatenate(pieces)
-
-
-def test_rows_begin_with_documents_that_fit():
-    tokens = short_documents(40, 6, np.random.default_rng(0))
-    starts = full_rows(document_starts(tokens, 0, 8), len(tokens), 8)
-    assert len(starts) >= 40 - 8
-    seen = []
-    for step in range(len(starts)):
-        ids, targets = get_batch(tokens, 1, step, 1, 8, starts)
-        assert ids[0, 0] == 0 and np.array_equal(ids[0, 1:], targets[0, :-1])
-        seen.append(int(ids[0, 1]))
-    assert sorted(seen) == list(range(1, len(starts) + 1)), "an epoch is every document once"
-    again = [int(get_batch(tokens, 1, len(starts) + i, 1, 8, starts)[0][0, 1]) for i in range(9)]
-    assert again != seen[:9], "the next epoch has another order"
-
-
-def test_long_documents_are_cut_like_one_text():
-    tokens = short_documents(40, 6, np.random.default_rng(0))
-    assert document_starts(tokens, 0, 4) is None
-    assert document_starts(tokens, None, 8) is None
-    assert document_starts(np.array([0, 1, 2, 0]), 0, 8) is None, "a single document"
-    assert full_rows(None, 10, 4) is None
-
-
-def test_one_long_document_in_a_hundred_is_cut():
-    tokens = np.concatenate([short_documents(199, 6, np.random.default_rng(0)), [200] * 30, [0]])
-    assert len(document_starts(tokens, 0, 8)) == 200
-
-
-def test_document_starts_are_found_piece_by_piece(monkeypatch):
-    tokens = short_documents(300, 6, np.random.default_rng(0))
-    whole = document_starts(tokens, 0, 8)
-    for piece in (1000, 64, 17):
-        monkeypatch.setattr(data, "PIECE", piece)
-        assert np.array_equal(document_starts(tokens, 0, 8), whole)
-
-
-def test_the_beginning_decides_whether_rows_begin_with_documents(monkeypatch):
-    short = short_documents(40, 6, np.random.default_rng(0))
-    long = np.concatenate([[1] * 500, [0]])
-    monkeypatch.setattr(data, "PIECE", len(short))
-    assert len(document_starts(np.concatenate([short, long]), 0, 8)) == 41
-    assert document_starts(np.concatenate([long, short]), 0, 8) is None
 
 
 def test_too_short_a_text_is_refused():
@@ -212,13 +163,11 @@ def test_ten_billion_tokens_take_no_memory():
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 8])
-@pytest.mark.parametrize("documents", [False, True])
-def test_the_shares_of_all_ranks_are_the_batch(world, documents):
-    tokens = short_documents(90, 6, np.random.default_rng(0))
-    starts = full_rows(document_starts(tokens, 0, 8), len(tokens), 8) if documents else None
+def test_the_shares_of_all_ranks_are_the_batch(world):
+    tokens = np.arange(400)
     for step in (0, 5, 40):
-        alone = get_batch(tokens, 1, step, 12, 8, starts)
-        shares = [get_batch(tokens, 1, step, 12, 8, starts, rank, world) for rank in range(world)]
+        alone = get_batch(tokens, 1, step, 12, 8)
+        shares = [get_batch(tokens, 1, step, 12, 8, rank, world) for rank in range(world)]
         for whole, parts in zip(alone, zip(*shares)):
             assert np.array_equal(np.concatenate(parts), whole)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -283,6 +283,7 @@ def test_the_tokenizer_is_the_lectures():
     "texts, size, special",
     [
         (["abab", "aba"], 50_000, [END_OF_TEXT]),
+        (["abab", "aba"], 10**15, [END_OF_TEXT]),
         ([], 258, [END_OF_TEXT]),
         (["a", "b"], 257, ()),
         (["x"], 256, [END_OF_TEXT]),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradcheck.cases import CASES, cases_of, gates, guesses, heads, rows, turned
+from gradcheck.cases import CASES, cases_of, gates, guesses, heads, normal, rows, tied, turned
 from gradcheck.numerical import flatten
 from npgpt import optim
 from npgpt.backend.fused import find_kernel, fused
@@ -25,6 +25,8 @@ from npgpt.layers import (
     cross_entropy_backward,
     cross_entropy_forward,
     embedding_backward,
+    linear_backward,
+    linear_forward,
     rmsnorm_backward,
     rmsnorm_forward,
     rope_backward,
@@ -40,6 +42,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAST_QUERIES, LEAST_ROWS = 4, 32  # of attention and linear: see their files
 FLOOR = 4 * 2.0**-24  # four roundings of a number near 1
 
 
@@ -57,6 +60,12 @@ MORE = (
     row("attention", "T 7 of S 8, 4 heads share 1", heads(3, 7, 4, 10, G=1, S=8)),
     row("attention", "T 1 of S 300", heads(2, 1, 4, 16, G=2, S=300)),
     row("attention", "T 140, large scores", heads(1, 140, 1, 16, scale=4.0)),
+    row("linear", "33 rows, one channel in", normal(x=(3, 11, 1), w=(1, 5))),
+    row("linear", "odd everything", normal(x=(1, 67, 45), w=(45, 83))),
+    row("linear", "whole tiles", normal(x=(2, 32, 64), w=(64, 64))),
+    row("linear", "more than a part of K", normal(x=(40, 1100), w=(1100, 40))),
+    row("linear", "more than a panel of N", normal(x=(300, 20), w=(20, 600))),
+    row("linear", "tied head", tied((2, 40, 24), (24, 301))),
     row("rmsnorm", "many rows, odd C", rows((3, 67, 33))),
     row("rmsnorm", "wide", rows((2, 5, 1000), 30.0)),
     row("rope", "odd T, D = 6", turned((2, 37, 3, 6))),
@@ -74,8 +83,9 @@ FUSED_CASES = [
 WHOLE_CASES = [case for case in CASES if case.layer in ("block", "model")]
 FUNCTIONS = (
     attention_forward, attention_backward, cross_entropy_forward, cross_entropy_backward,
-    embedding_backward, rmsnorm_forward, rmsnorm_backward, rope_forward, rope_backward,
-    swiglu_forward, swiglu_backward, optim.adamw_update, optim.sum_of_squares,
+    embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
+    rope_forward, rope_backward, swiglu_forward, swiglu_backward,
+    optim.adamw_update, optim.sum_of_squares,
 )  # fmt: skip
 
 
@@ -129,8 +139,11 @@ def errors(case, forward, backward, text_forward, text_backward):
 
 
 def refused(case):
-    """Rows that a kernel leaves to the text on purpose: too few queries to be worth it."""
-    return case.layer == "attention" and case.inputs()["q"].shape[1] < 4
+    """Rows that a kernel leaves to the text on purpose: they are too small to be worth it."""
+    inputs = case.inputs()
+    if case.layer == "attention":
+        return inputs["q"].shape[1] < LEAST_QUERIES
+    return case.layer == "linear" and inputs["x"].size < LEAST_ROWS * inputs["x"].shape[-1]
 
 
 @pytest.mark.parametrize("case", FUSED_CASES, ids=named)
@@ -178,6 +191,7 @@ def array(*shape, seed=0):
 NONE_BELOW_5 = np.array([[0, 5]])
 BELOW_5 = np.array([[0, 4]])
 FAULTS = {
+    "linear": (linear_forward, array(40, 3), array(4, 3)),
     "rmsnorm gain": (rmsnorm_forward, array(2, 3), array(4)),
     "rope table": (rope_forward, array(1, 3, 2, 4), array(3, 3), array(3, 3)),
     "rope odd": (rope_forward, array(1, 3, 2, 5), array(3, 2), array(3, 2)),
@@ -266,6 +280,28 @@ def test_a_call_takes_microseconds():
 
 
 # Memory and threads.
+
+
+def test_large_matrices_are_left_to_blas():
+    from npgpt.backend.cpu.linear import MOST_WEIGHTS
+
+    w = array(2, MOST_WEIGHTS // 2 + 1)
+    assert find_kernel("npgpt.backend.cpu", linear_forward)(array(40, 2), w) is NotImplemented
+
+
+def test_a_transposed_view_gets_its_gradient_in_the_order_of_its_table():
+    table = array(70, 24)
+    y, cache = linear_forward(array(40, 24), table.T)
+    _, dw = linear_backward(y, cache)
+    assert dw.shape == (24, 70) and dw.T.flags.c_contiguous
+
+
+@pytest.mark.parametrize("rows_of_a_piece", [32, 40, 57])
+def test_a_row_has_the_same_bits_in_a_smaller_batch(rows_of_a_piece):
+    x, w = array(99, 77), array(77, 100)
+    whole, _ = linear_forward(x, w)
+    piece, _ = linear_forward(x[:rows_of_a_piece], w)
+    assert np.array_equal(piece, whole[:rows_of_a_piece])
 
 
 def test_views_of_one_product_are_read_where_they_lie():
@@ -389,11 +425,12 @@ def test_exp():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("layer", ["attention", "rmsnorm", "swiglu", "loss", "rope"])
+@pytest.mark.parametrize("layer", ["linear", "attention", "rmsnorm", "swiglu", "loss", "rope"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_what_is_not_finite_stays_not_finite(layer, bad):
     """Where the text overflows a kernel does, so that training notices it."""
     case = {
+        "linear": row("linear", "", normal(x=(40, 40), w=(40, 40))),
         "attention": row("attention", "", heads(1, 40, 2, 8)),
         "rope": row("rope", "", turned((2, 9, 2, 8))),
         "rmsnorm": row("rmsnorm", "", rows((5, 40))),

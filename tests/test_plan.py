@@ -13,7 +13,7 @@ import pytest
 from npgpt import plot
 from npgpt.checkpoint import save_checkpoint
 from npgpt.errors import UserError
-from npgpt.evaluate import evaluate, evaluation_windows
+from npgpt.evaluate import document_starts, evaluate, evaluation_windows
 from npgpt.model import GPTConfig, count_parameters, forward, init_parameters
 from npgpt.parallel import Workers
 from npgpt.plan import (
@@ -189,6 +189,15 @@ def test_a_document_is_a_text_of_its_own():
         assert start == first or new <= 4, "less than half a context"
         counted += range(stop - new + 1, stop + 1)
     assert counted == list(range(1, 30))
+
+
+def test_documents_that_fit_are_known_by_their_ends():
+    tokens = np.array([0] + ([1, 1, 1, 0] * 10 + [2] * 20 + [0]) * 2)
+    assert np.array_equal(document_starts(tokens, 0, 20)[:3], [0, 4, 8])
+    assert len(document_starts(tokens, 0, 20)) == 22, "two of 22 are longer, not one in ten"
+    assert document_starts(tokens, 0, 3) is None
+    assert document_starts(tokens, None, 20) is None
+    assert document_starts(np.array([0, 1, 2, 0]), 0, 20) is None, "a single document"
 
 
 def test_documents_do_not_see_each_other():

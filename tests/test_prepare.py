@@ -440,6 +440,27 @@ def test_killed_again_and_again(monkeypatch, tmp_path):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(documents, tokenizer):
+        batches.append(documents)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return encode_documents(documents, tokenizer)
+
+    batches = []
+    Path("book.txt").write_text((BOOK + END_OF_TEXT) * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizing, "BATCH", 20 * len(BOOK) - 20)
+        patch.setattr(tokenizing, "encode_documents", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepared("--data book.txt --tokenizer char")
+    assert "\n  stopped after 40 documents: the same command goes on\n" in capsys.readouterr().out
+    data = prepared("--data book.txt --tokenizer char")
+    assert "  train.bin: 40 documents are done already\n" in capsys.readouterr().out
+    text = "".join(text_of(file, data.tokenizer) for file in (data.train, data.valid))
+    assert text.count(BOOK.strip()) == 100
+
+
 def test_two_at_once_make_them_once():
     Path("book.txt").write_text((BOOK * 3 + END_OF_TEXT) * 3000)
     argv = ["--data", "book.txt", "--tokenizer", "char"]
@@ -457,15 +478,19 @@ def test_a_large_text_takes_little_memory():
     with open("large.txt", "wb") as file:
         for _ in range(100_000_000 // len(line)):
             file.write(line)
+    with open("lone.txt", "wb") as file:  # a single document: a book without an end of text
+        for _ in range(60_000_000 // len(line)):
+            file.write(BOOK.encode() * 20)
     Path("small.txt").write_bytes(line * 100)
     program = PROGRAM.replace("1 << 16", "1 << 20")
     kind = "--vocab-size=270" if kernels_enabled() else "--tokenizer=char"  # the quicker one
     peaks = []
-    for name in ("small.txt", "small.txt", "large.txt"):  # the first compiles what is not yet
-        process = start("--data", name, kind, program=program)
+    for name in ("small", "small", "large", "lone"):  # the first compiles what is not yet
+        process = start("--data", f"{name}.txt", kind, program=program)
         out, err = process.communicate()
         assert process.returncode == 0, err
         peaks.append(int(out.split()[-1]))
         shutil.rmtree(data_folder("tokens"))
     assert peaks[2] - peaks[1] < 80e6
-    assert peaks[2] < 500e6
+    assert peaks[3] - peaks[1] < 160e6
+    assert max(peaks[2:]) < 500e6

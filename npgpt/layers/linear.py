@@ -30,7 +30,10 @@ Source: Rumelhart, Hinton & Williams 1986, "Learning representations by
     back-propagating errors", eqs. 1, 6 and 7.
 """
 
+from npgpt.backend.fused import fused
 
+
+@fused
 def linear_forward(x, w):
     """Multiply each row of x by w.
 
@@ -45,6 +48,7 @@ def linear_forward(x, w):
     return y, (x, w)
 
 
+@fused
 def linear_backward(dy, cache):
     """Undo linear_forward.
 

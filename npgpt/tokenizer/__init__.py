@@ -15,6 +15,11 @@ The compiled twin of bpe.py, which gives the same ids and merges a hundred times
     word_table.py       the ids of words seen before, at one look
     encoder.py          the loop that ties these together, on all threads
     fast_encode.py      many documents, and streams
+    batches.py          texts of any number and size, dealt out in batches
+    count_table.py      a table of words and how often each occurs
+    word_counts.py      counting the words of all texts, on all threads
+    pair_heap.py        which pair is the most frequent
+    fast_train.py       learning merges, with a number for every gap and no dict
 
 `python -m npgpt.tokenizer --show "some text"` lets you watch.
 """

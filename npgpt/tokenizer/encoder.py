@@ -1,11 +1,12 @@
 """Encoding on all threads: words are found where they end, looked up, and seldom merged.
 
 scan.py says where words end, word_table.py knows the ids of those seen before, and merging.py
-works out the others: the loop that ties them together is here. Its speed is that of a processor
-that is never interrupted. A processor works on several words at a time, as long as it guesses
-right which way each `if` will go; a wrong guess costs as much as looking up two words. So where
-the loop could ask how many ids a word has, it writes four, and the next word writes over those
-that were too many.
+works out the others: the loop that ties them together is here. A processor works on several
+words at a time, as long as it guesses right which way each `if` will go; a wrong guess costs as
+much as looking up two words. So the loop has one question for nearly every word: is it at home
+in the table? Then four ids are written, whatever their number is, and the next word writes over
+those that were too many. All else is left to a function of its own, other_word, whose many
+variables would crowd the loop.
 
 Threads share nothing. Each has a table of words of its own, and takes pieces of PIECE bytes, cut
 where a word is sure to end. The ids are the same for any number of threads, and for any pieces

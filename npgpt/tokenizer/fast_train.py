@@ -90,9 +90,10 @@ def learn_merges(words, n_merges, progress=None):
     Returns: a list of pairs of bytes; of equally frequent pairs the greatest comes first.
     Raises:  UserError if the different words have more than MOST_LETTERS letters together.
     """
-    state = before_the_first_merge(words, n_merges)
-    merges, used = np.empty((n_merges, 2), np.int64), state.used
-    while used[MERGES] < n_merges and used[WAITING] > 0:
+    most = min(n_merges, len(words.letters))  # as each merge closes a gap
+    state = before_the_first_merge(words, most)
+    merges, used = np.empty((most, 2), np.int64), state.used
+    while used[MERGES] < most and used[WAITING] > 0:
         if not has_room(state):
             state = state._replace(pairs=doubled(state.pairs), heap=doubled(state.heap))
         learn_some(state, merges)

@@ -13,8 +13,8 @@ what textbooks advise: its symbols in a linked list, where a merge mends two lin
 in a heap, the earliest merge on top. A hundred thousand letters without a space then take
 milliseconds.
 
-Both do exactly what the lecture does for every list of merges, even one that no training would
-make: all occurrences of a pair are merged, from left to right, before the next pair is chosen,
+Both do exactly what the lecture does, even for a list of merges that no training would make: all
+occurrences of a pair are merged, from left to right, before the next pair is chosen,
 although one that has just come into being might be an earlier merge.
 """
 

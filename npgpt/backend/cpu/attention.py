@@ -21,7 +21,7 @@ import numpy as np
 from npgpt.backend.cpu.compile import REORDER, kernel
 from npgpt.backend.cpu.exp import exp
 from npgpt.backend.cpu.memory import heads_in_place, row_at
-from npgpt.backend.cpu.tile import COLUMNS, ROWS, multiply, multiply_add, round_up, transpose
+from npgpt.backend.cpu.tile import COLUMNS, ROWS, multiply, round_up, transpose
 
 f32 = np.float32
 QUERIES = math.lcm(ROWS, COLUMNS)  # queries are rows of one product and columns of another
@@ -90,16 +90,14 @@ def _forward(q, k, v, y, lse, heads):
                 for first in range(0, place + count, KEYS):
                     rows = min(KEYS, round_up_(place + count - first))
                     block = scores[:rows]
-                    multiply(block, keys[first : first + rows], columns[:D])
+                    multiply(False, block, keys[first : first + rows], columns[:D])
                     _mask(block, place - first, MASKED)
                     _weights(block, peak, total, shrink, below, part)
-                    if first == 0:
-                        multiply(out, block.T, values[:rows])
-                    else:
+                    if first > 0:
                         for t in range(QUERIES):
                             for d in range(out.shape[1]):
                                 out[t, d] *= shrink[t]
-                        multiply_add(out, block.T, values[first : first + rows])
+                    multiply(first > 0, out, block.T, values[first : first + rows])
                 for t in range(count):
                     lse[b, h, start + t] = peak[t] + np.log(total[t])
                     row = row_at(y, b, start + t, h)
@@ -134,7 +132,7 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
                 _load(dy, b, start, count, h, f32(1), douts)
                 transpose(query_columns, queries)
                 transpose(dout_columns, douts)
-                lses[:], average[:], dqueries[:] = f32(0), f32(0), f32(0)
+                lses[:], average[:] = f32(0), f32(0)
                 for t in range(count):
                     lses[t] = lse[b, h, start + t]
                     average[t] = _dot(douts[t], row_at(y, b, start + t, h))
@@ -143,21 +141,21 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
                     these = slice(first, first + rows)
                     p, ds = probs[:rows], dscores[:rows]
                     # forward: probs = exp(scores − lse), made again
-                    multiply(p, keys[these], query_columns[:D])
+                    multiply(False, p, keys[these], query_columns[:D])
                     for s in range(rows):
                         for t in range(QUERIES):
                             p[s, t] = exp(p[s, t] - lses[t])
                     _mask(p, place - first, f32(0))
                     # forward: y = probs @ v
-                    multiply_add(dvalues[these], p, douts)
-                    multiply(ds, values[these], dout_columns[:D])
+                    multiply(True, dvalues[these], p, douts)
+                    multiply(False, ds, values[these], dout_columns[:D])
                     # forward: probs = softmax(scores)
                     for s in range(rows):
                         for t in range(QUERIES):
                             ds[s, t] = p[s, t] * (ds[s, t] - average[t])
                     # forward: scores = q @ kᵀ / √D
-                    multiply_add(dkeys[these], ds, queries)
-                    multiply_add(dqueries, ds.T, keys[these])
+                    multiply(True, dkeys[these], ds, queries)
+                    multiply(first > 0, dqueries, ds.T, keys[these])
                 _store(dq, b, start, count, h, scale, dqueries)
             if h % R == R - 1:
                 _store(dk, b, 0, S, h // R, f32(1), dkeys)

@@ -71,7 +71,7 @@ def decode(
              norms; keys, values (L, B, block_size, G, D), of which these places are written;
              logits (the last of the N tokens, V), written.
     """
-    C, F, last_ones = work.x.shape[1], work.h.shape[1], len(ids) - len(logits)
+    C, F, unscored = work.x.shape[1], work.h.shape[1], len(ids) - len(logits)
     first, last = share(C, thread, threads)
     first_hidden, last_hidden = share(F, thread, threads)
     codes, hidden_codes, normed = work.codes[thread], work.hidden_codes[thread], work.normed[thread]
@@ -103,8 +103,8 @@ def decode(
         multiply(w.packed[i], w.scale[i], hidden_codes, unit, offset, work.dx, first, last)
         add(work.x, work.dx, first, last)
         meet(threads, meeting)
-    codes, normed = codes[last_ones:], normed[last_ones:]
-    norm(work.x[last_ones:], weights.norm, eps, normed)
+    codes, normed = codes[unscored:], normed[unscored:]
+    norm(work.x[unscored:], weights.norm, eps, normed)
     prepare(normed, codes, unit, offset)
     w, (begin, end) = weights.lm_head, share(logits.shape[1], thread, threads)
     multiply(w.packed[0], w.scale[0], codes, unit, offset, logits, begin, end)
@@ -199,18 +199,18 @@ def attend(thread, threads, work, texts, places, keys, values):
 
 
 @kernel(fastmath=REORDER)
-def add_values(a, weights, values, b, g):
-    """a = Σ_s weights[s] · values[b, s, g], four at a time, as a is then written less often."""
+def add_values(a, probs, values, b, g):
+    """a = Σ_s probs[s] · values[b, s, g], four at a time, as a is then written less often."""
     a[:] = f32(0)
-    fours = len(weights) // 4 * 4
+    fours = len(probs) // 4 * 4
     for s in range(0, fours, 4):
-        p0, p1, p2, p3 = weights[s], weights[s + 1], weights[s + 2], weights[s + 3]
+        p0, p1, p2, p3 = probs[s], probs[s + 1], probs[s + 2], probs[s + 3]
         v0, v1 = values[b, s, g], values[b, s + 1, g]
         v2, v3 = values[b, s + 2, g], values[b, s + 3, g]
         for d in range(len(a)):
             a[d] += p0 * v0[d] + p1 * v1[d] + p2 * v2[d] + p3 * v3[d]
-    for s in range(fours, len(weights)):
-        p, v = weights[s], values[b, s, g]
+    for s in range(fours, len(probs)):
+        p, v = probs[s], values[b, s, g]
         for d in range(len(a)):
             a[d] += p * v[d]
 

@@ -6,7 +6,7 @@ along the common axis loads one row of B, a few numbers of A, and makes ROWS · 
 multiplications and additions of them. No loop that a compiler is given turns out so reliably, so
 the tile is written in the compiler's own language, as a Numba intrinsic.
 
-There is no blocking for caches here: the callers, such as attention, bring matrices that fit.
+There is no blocking for caches here: matmul.py does that, and attention brings matrices that fit.
 """
 
 import numpy as np
@@ -52,7 +52,16 @@ def make_tile(rows, vectors, add):
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
         )
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [c.type], ir.FunctionType(ir.VoidType(), [c.type, i32, i32, i32])
+        )
         a_rows = [builder.mul(a_row, ir.Constant(i64, i)) for i in range(rows)]
+        if add:  # what will be added to is called into the cache, and is there in time
+            for i in range(rows):
+                start = builder.gep(c, [builder.mul(c_row, ir.Constant(i64, i))])
+                for offset in (*range(0, 4 * LANES * vectors, 64), 4 * LANES * vectors - 4):
+                    line = builder.gep(start, [ir.Constant(i64, offset)])
+                    builder.call(prefetch, [line, i32(1), i32(3), i32(1)])
         before = builder.block
         loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
         builder.branch(loop)
@@ -109,36 +118,38 @@ _add = make_tile(ROWS, VECTORS, add=True)
 
 
 @kernel
-def multiply(c, a, b):
-    """C = A @ B.
+def tile(add, a, a_row, a_step, b, b_step, c, c_row, steps):
+    """One tile: C = A @ B, or C += A @ B if add; the arguments are make_tile's."""
+    if add:
+        _add(a, a_row, a_step, b, b_step, c, c_row, steps)
+    else:
+        _write(a, a_row, a_step, b, b_step, c, c_row, steps)
 
-    Args:    c (M, N), a (M, K), b (K, N) float32; N a multiple of COLUMNS, the rows of b and c
-             without gaps between their numbers. Rows of a and c are read and written up to
+
+@kernel
+def place(x, i, j):
+    """The address of x[i, j]."""
+    return np.uintp(x.ctypes.data + i * x.strides[0] + j * x.strides[1])
+
+
+@kernel
+def multiply(add, c, a, b):
+    """C = A @ B, or C += A @ B if add, for matrices that fit into the cache.
+
+    Args:    add; c (M, N), a (M, K), b (K, N) float32; N a multiple of COLUMNS, the rows of b
+             and c without gaps between their numbers. Rows of a and c are read and written up to
              the next multiple of ROWS: there must be memory for them.
     """
     for i in range(0, c.shape[0], ROWS):
         for j in range(0, c.shape[1], COLUMNS):
-            _write(
-                np.uintp(a.ctypes.data + i * a.strides[0]), a.strides[0], a.strides[1],
-                np.uintp(b.ctypes.data + 4 * j), b.strides[0],
-                np.uintp(c.ctypes.data + i * c.strides[0] + 4 * j), c.strides[0], b.shape[0],
-            )  # fmt: skip
-
-
-@kernel
-def multiply_add(c, a, b):
-    """C += A @ B, otherwise as multiply."""
-    for i in range(0, c.shape[0], ROWS):
-        for j in range(0, c.shape[1], COLUMNS):
-            _add(
-                np.uintp(a.ctypes.data + i * a.strides[0]), a.strides[0], a.strides[1],
-                np.uintp(b.ctypes.data + 4 * j), b.strides[0],
-                np.uintp(c.ctypes.data + i * c.strides[0] + 4 * j), c.strides[0], b.shape[0],
+            tile(
+                add, place(a, i, 0), a.strides[0], a.strides[1],
+                place(b, 0, j), b.strides[0], place(c, i, j), c.strides[0], b.shape[0],
             )  # fmt: skip
 
 
 @intrinsic
-def _transpose(_, x, x_row, y, y_row):
+def transpose_square(_, x, x_row, y, y_row):
     """Y = Xᵀ for LANES × LANES numbers; arguments as a tile's: addresses, and strides in bytes.
 
     Halves change places first, then the halves of halves: after log₂ LANES rounds, in which each
@@ -185,10 +196,7 @@ def transpose(y, x):
     """
     for i in range(0, x.shape[0], LANES):
         for j in range(0, x.shape[1], LANES):
-            _transpose(
-                np.uintp(x.ctypes.data + i * x.strides[0] + 4 * j), x.strides[0],
-                np.uintp(y.ctypes.data + j * y.strides[0] + 4 * i), y.strides[0],
-            )  # fmt: skip
+            transpose_square(place(x, i, j), x.strides[0], place(y, j, i), y.strides[0])
 
 
 def round_up(n, multiple):
