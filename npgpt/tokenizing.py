@@ -162,7 +162,7 @@ def write_tokens(path, part, tokenizer):
                 while piece := next(encoded):
                     writer.append(*piece)
         except KeyboardInterrupt:
-            print(f"\n  {path.name}: {writer.documents:,} documents are done; run it again to go on")
+            print(f"\n  stopped after {writer.documents:,} documents: the same command goes on")
             raise
         writer.finish()
     seconds = time.perf_counter() - started
