@@ -4,7 +4,7 @@ A preset names only what differs from the defaults of `train.Settings`.
 """
 
 PRESETS = {
-    # A grammar's little stories, learned in under three minutes on two cores: the defaults.
+    # A grammar's little stories, learned in about three minutes on two cores: the defaults.
     "storybook": {},
     # The same in a few seconds, to see everything happen once, and for tests.
     "tiny": dict(
