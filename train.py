@@ -1,6 +1,6 @@
 """Train a GPT.
 
-    python train.py                                 a storybook, under three minutes on two cores
+    python train.py                                 a storybook, in about three minutes on two cores
     python train.py --data mybook.txt               your own text: a file, or a folder of them
     python train.py --data shakespeare --tokenizer char
     python train.py --data tinystories --preset tinystories-4m
@@ -154,7 +154,7 @@ def print_plan(run):
         )
         float(to_host(loss))  # waits for a GPU to finish
     step_seconds = (time.perf_counter() - started) * s.accumulate
-    memory = plan.training_bytes(config, s.batch_size, s.threads)
+    memory = plan.training_bytes(config, s.batch_size, s.threads, run.workers.most_rows)
     disk = plan.checkpoint_bytes(config, s.keep)
     free = shutil.disk_usage(run.dir).free
     print(

@@ -43,13 +43,14 @@ class Npgpt:
         from npgpt.model import init_parameters
         from npgpt.optim import AdamW
         from npgpt.parallel import Workers, keep_freed_memory
+        from npgpt.plan import rows_at_once
 
         keep_freed_memory()
         self.config, self.batch = config, batch
         self.params = init_parameters(config, seed=1)
         self.grads = self.params.zeros_like()
         self.optimizer = AdamW.for_parameters(self.params)
-        self.workers = Workers(self.params, threads)
+        self.workers = Workers(self.params, threads, rows_at_once(config))
 
     def step(self):
         from npgpt.optim import clip_gradient

@@ -254,6 +254,7 @@ def block_forward(x, p, rope, config, extend=None):
     q, k, v = split_qkv(qkv, config)  # (B, T, H, D), (B, T, G, D) twice
     q, cache["rope_q"] = rope_forward(q, *rope)  # (B, T, H, D)
     k, cache["rope_k"] = rope_forward(k, *rope)  # (B, T, G, D)
+    v = np.copy(v)  # (B, T, G, D): a view would keep all of qkv in memory for its sake
     if extend is not None:
         k, v = extend(k, v)  # (B, S, G, D): what the earlier tokens left for this one
     a, cache["attention"] = attention_forward(q, k, v)  # (B, T, H, D)
@@ -322,5 +323,6 @@ def loss_and_gradients(params, grads, ids, targets, config, scale=1.0):
     logits, cache = forward(params, ids, config)  # (B, T, V)
     loss, loss_cache = cross_entropy_forward(logits, targets)  # ()
     dlogits = cross_entropy_backward(scale, loss_cache)  # (B, T, V)
+    del logits, loss_cache  # the widest tensor of all: its memory serves what comes now
     backward(dlogits, cache, grads, config)
     return loss

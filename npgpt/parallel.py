@@ -3,8 +3,9 @@
 The loss is a mean over rows, and a derivative is linear: the gradient of a mean is the mean of
 the gradients. So the rows of a batch can go through the model in pieces, one after the other
 (that is gradient accumulation) or side by side (that is data parallelism), and the sum of
-what comes back is the gradient of the whole. Each thread takes a piece through forward and
-backward, into a gradient buffer of its own; then the buffers are added.
+what comes back is the gradient of the whole. Each thread takes its rows through forward and
+backward, as many at a time as memory should hold, into a gradient buffer of its own; then the
+buffers are added.
 
 Why threads, in a language that runs one thread at a time? Because NumPy lets go of Python's lock
 while it computes. And why not leave it to the BLAS library, which has threads of its own? It
@@ -13,8 +14,8 @@ most other layers read and write memory, and do that on one processor. Cut by ro
 runs everywhere, and the threads meet once a step. So BLAS should use a single thread: train.py
 asks it to.
 
-The pieces and the order of the sum depend on the number of threads alone. The same number gives
-the same bits; another number gives the same gradient up to rounding.
+The pieces and the order of the sum depend on nothing but the number of threads, and of rows that
+memory should hold. The same numbers give the same bits; others the same gradient up to rounding.
 """
 
 import contextlib
@@ -50,14 +51,22 @@ def keep_freed_memory():
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: how much may lie idle before it is given back
 
 
+def cut(start, stop, most):
+    """Cut the rows start … stop − 1 into the fewest equal parts of `most` or less: slices."""
+    n = -(-(stop - start) // most)
+    bounds = [start + i * (stop - start) // n for i in range(n + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
 class Workers:
     """Threads, and a gradient buffer for each but the first.
 
-    Args:    params, whose shape the buffers take; threads, at least 1.
+    Args:    params, whose shape the buffers take; threads, at least 1; most_rows, how many a
+             thread takes through the model at a time, None for all that it has.
     """
 
-    def __init__(self, params, threads):
-        self.threads = threads
+    def __init__(self, params, threads, most_rows=None):
+        self.threads, self.most_rows = threads, most_rows
         self.buffers = [params.zeros_like() for _ in range(threads - 1)]
         # The thread that calls is one of them: it works too, and no time is lost on waking it.
         self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
@@ -96,24 +105,25 @@ class Workers:
         """
         B = ids.shape[0]
         n = min(B, self.threads)
-        if n == 1:
-            return loss_and_gradients(params, grads, ids, targets, config, scale)
 
         def work(piece):
-            rows = slice(piece * B // n, (piece + 1) * B // n)
-            share = (rows.stop - rows.start) / B  # of the mean over all rows
-            if piece:
-                self.buffers[piece - 1].flat[...] = 0.0
+            """The rows of one thread, as many of them at a time as memory should hold."""
             into = self.buffers[piece - 1] if piece else grads
-            return share * loss_and_gradients(
-                params, into, ids[rows], targets[rows], config, scale * share
-            )
-
-        loss = sum(self.map(work, range(n)))
+            if piece:
+                into.flat.fill(0.0)
+            loss = 0.0
+            for rows in cut(piece * B // n, (piece + 1) * B // n, self.most_rows or B):
+                share = (rows.stop - rows.start) / B  # of the mean over all rows
+                loss += share * loss_and_gradients(
+                    params, into, ids[rows], targets[rows], config, scale * share
+                )
+            return loss
 
         def add(piece):
             for buffer in self.buffers[: n - 1]:
                 grads.flat[piece] += buffer.flat[piece]
 
-        self.map(add, pieces(0, grads.flat.size))
+        loss = sum(self.map(work, range(n)))
+        if n > 1:
+            self.map(add, pieces(0, grads.flat.size))
         return loss

@@ -9,6 +9,10 @@ import numpy as np
 
 from npgpt.model import count_parameters, parameter_shapes
 
+# Rows that go through the model together are read and written as one, and make large products;
+# more of them than this many bytes bring nothing but a need for memory.
+ROWS_BYTES = 1 << 28
+
 
 def flops_per_token(config):
     """Floating-point operations of a training step for each token, in the matrix products.
@@ -26,19 +30,31 @@ def flops_per_token(config):
     return 6 * weights + 12 * config.n_layer * config.block_size * config.n_embd
 
 
-def training_bytes(config, batch_size, threads=1):
-    """Estimate the memory of a step in float32: what is kept, and the widest moment.
-
-    Args:    config; batch_size, rows at a time; threads, each with gradients of its own.
-    Returns: bytes.
-    """
+def row_bytes(config):
+    """The memory of one row of a batch in float32: what forward keeps, and the widest moment."""
     C, F, V, T = config.n_embd, config.n_hidden, config.vocab_size, config.block_size
     kv = config.n_kv_head * config.head_dim
-    state = (3 + threads) * count_parameters(config)  # weights, AdamW's two means, gradients
-    cached = config.n_layer * (7 * C + 3 * kv + 3 * F) + 2 * C  # what block_forward keeps, a token
+    cached = config.n_layer * (6 * C + 2 * kv + 3 * F) + 2 * C  # what block_forward keeps, a token
     logits = 3 * V  # the logits, their softmax, and one temporary
     square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
-    return 4 * (state + batch_size * T * (cached + max(logits, square)))
+    return 4 * T * (cached + max(logits, square))
+
+
+def rows_at_once(config):
+    """How many rows a processor's thread should take through the model: what ROWS_BYTES hold."""
+    return max(1, ROWS_BYTES // row_bytes(config))
+
+
+def training_bytes(config, batch_size, threads=1, most_rows=None):
+    """Estimate the memory of a step in float32.
+
+    Args:    config; batch_size, rows; threads, which share the rows, and have gradients of
+             their own; most_rows, as for parallel.Workers.
+    Returns: bytes.
+    """
+    state = (3 + threads) * count_parameters(config)  # weights, AdamW's two means, gradients
+    rows = min(-(-batch_size // threads), most_rows or batch_size)
+    return 4 * state + threads * rows * row_bytes(config)
 
 
 def checkpoint_bytes(config, keep):

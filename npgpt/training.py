@@ -190,7 +190,7 @@ def new_run(settings, xp):
         bytes_per_token=text_bytes / told,
         floor=None if data.nats is None else data.nats / told,
         params=params, grads=grads, optimizer=optimizer,
-        workers=Workers(params, s.threads), xp=xp,
+        workers=_workers(params, config, s, xp), xp=xp,
     )  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def resumed_run(settings, given, xp):
         dir=run_dir, settings=s, config=config, tokenizer=tokenizer, train=train, valid=valid,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
         params=params, grads=params.zeros_like(), optimizer=optimizer,
-        workers=Workers(params, s.threads), xp=xp,
+        workers=_workers(params, config, s, xp), xp=xp,
         step=checkpoint.step, saved=checkpoint.step,
         seconds=state["seconds"],
         valid_loss=math.nan if state["valid_loss"] is None else state["valid_loss"],
@@ -282,6 +282,11 @@ def _config(s, vocab_size):
 
 def _new_optimizer(params, s):
     return AdamW.for_parameters(params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay)
+
+
+def _workers(params, config, s, xp):
+    """The threads of a run; a processor's take few rows at a time, a GPU all of them."""
+    return Workers(params, s.threads, plan.rows_at_once(config) if xp is np else None)
 
 
 def _threads(s, xp):

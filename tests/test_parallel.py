@@ -7,7 +7,7 @@ import pytest
 
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
 from npgpt.optim import AdamW, clip_gradient
-from npgpt.parallel import Workers, available_threads
+from npgpt.parallel import Workers, available_threads, cut
 
 CONFIG = GPTConfig(vocab_size=23, block_size=8, n_layer=2, n_head=2, n_embd=16, n_hidden=12)
 
@@ -17,23 +17,30 @@ def batch(rows):
     return ids[:, :-1], ids[:, 1:]
 
 
-def gradients(threads, rows, scale=1.0, dtype=np.float64):
+def gradients(threads, rows, scale=1.0, dtype=np.float64, most_rows=None):
     params = init_parameters(CONFIG, seed=2, dtype=dtype)
     grads = params.zeros_like()
-    workers = Workers(params, threads)
+    workers = Workers(params, threads, most_rows)
     loss = workers.loss_and_gradients(params, grads, *batch(rows), CONFIG, scale)
     return loss, grads.flat
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_threads_give_the_gradient_of_the_whole(threads, rows):
+@pytest.mark.parametrize("most_rows", [None, 1, 2])
+def test_threads_give_the_gradient_of_the_whole(threads, rows, most_rows):
     params = init_parameters(CONFIG, seed=2, dtype=np.float64)
     grads = params.zeros_like()
     loss = loss_and_gradients(params, grads, *batch(rows), CONFIG, 0.25)
-    piecewise_loss, piecewise = gradients(threads, rows, 0.25)
+    piecewise_loss, piecewise = gradients(threads, rows, 0.25, most_rows=most_rows)
     assert piecewise_loss == pytest.approx(loss, rel=1e-14)
     np.testing.assert_allclose(piecewise, grads.flat, rtol=0, atol=1e-14 * abs(grads.flat).max())
+
+
+def test_rows_are_cut_into_equal_parts():
+    assert cut(3, 10, 3) == [slice(3, 5), slice(5, 7), slice(7, 10)]
+    assert cut(0, 8, 8) == cut(0, 8, 100) == [slice(0, 8)]
+    assert cut(0, 3, 1) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 def test_the_same_number_of_threads_gives_the_same_bits():

@@ -23,6 +23,7 @@ from npgpt.plan import (
     human_count,
     human_time,
     measure_matmul_peak,
+    rows_at_once,
     training_bytes,
 )
 from npgpt.runlog import RunLog
@@ -87,6 +88,14 @@ print((peak_memory_bytes() - before) / training_bytes(config, 16))
 
 def test_memory_grows_with_the_batch():
     assert training_bytes(TINY, 2) > training_bytes(TINY, 1) > 16 * count_parameters(TINY)
+    assert training_bytes(TINY, 64, most_rows=2) == training_bytes(TINY, 2)
+    assert training_bytes(TINY, 5, threads=2) == training_bytes(TINY, 6, threads=2)
+
+
+def test_rows_of_a_large_model_go_in_parts_and_those_of_a_small_one_together():
+    assert 2 <= rows_at_once(GPTConfig()) <= 8
+    assert rows_at_once(TINY) > 1000
+    assert rows_at_once(GPTConfig(vocab_size=1_000_000, block_size=1024)) == 1
 
 
 def test_the_matrix_peak_is_a_rate():
