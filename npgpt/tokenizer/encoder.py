@@ -184,7 +184,10 @@ class Encoder:
     def encode_text(self, text):
         """Encode a str without special tokens; returns ids (N,)."""
         data = as_bytes(text.encode("utf-8"))
-        return self.encode(data, [(0, len(data), -1)])
+        span = np.array([[0, len(data), -1]])
+        if len(data) <= PIECE:  # one share: nothing to divide
+            return self._encode_share(data, span)
+        return self.encode(data, span)
 
     def _encode_share(self, data, spans):
         """Encode some spans on this thread."""
