@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradcheck.cases import CASES, cases_of, gates, guesses, heads, normal, rows, tied, turned
+from gradcheck.cases import (
+    CASES,
+    cases_of,
+    channels,
+    gates,
+    guesses,
+    heads,
+    masked,
+    normal,
+    rows,
+    tied,
+    turned,
+)
 from gradcheck.numerical import flatten
 from npgpt import optim
 from npgpt.backend.fused import find_kernel, fused
@@ -24,9 +36,19 @@ from npgpt.layers import (
     attention_forward,
     cross_entropy_backward,
     cross_entropy_forward,
+    dropout_backward,
+    dropout_forward,
     embedding_backward,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_forward,
+    relu_backward,
+    relu_forward,
     rmsnorm_backward,
     rmsnorm_forward,
     rope_backward,
@@ -65,9 +87,15 @@ MORE = (
     row("linear", "whole tiles", normal(x=(2, 32, 64), w=(64, 64))),
     row("linear", "more than a part of K", normal(x=(40, 1100), w=(1100, 40))),
     row("linear", "more than a panel of N", normal(x=(300, 20), w=(20, 600))),
+    row("linear", "strips side by side, and some left", normal(x=(230, 130), w=(130, 64))),
     row("linear", "tied head", tied((2, 40, 24), (24, 301))),
     row("rmsnorm", "many rows, odd C", rows((3, 67, 33))),
     row("rmsnorm", "wide", rows((2, 5, 1000), 30.0)),
+    row("layernorm", "many rows, odd C", rows((3, 67, 33), bias=True)),
+    row("layernorm", "wide", rows((2, 5, 1000), 30.0, bias=True)),
+    row("dropout", "odd everything", masked((3, 67, 33), 0.2, start=12345)),
+    row("dropout", "a start beyond 32 bits", masked((2, 5), 0.5, start=2**40)),
+    row("mlp", "relu, odd everything", channels((3, 67, 33))),
     row("rope", "odd T, D = 6", turned((2, 37, 3, 6))),
     row("rope", "D = 128", turned((1, 5, 2, 128), 77)),
     row("swiglu", "odd F", gates((3, 67, 2 * 37))),
@@ -83,6 +111,8 @@ FUSED_CASES = [
 WHOLE_CASES = [case for case in CASES if case.layer in ("block", "model")]
 FUNCTIONS = (
     attention_forward, attention_backward, cross_entropy_forward, cross_entropy_backward,
+    dropout_forward, dropout_backward, gelu_forward, gelu_backward, gelu_tanh_forward,
+    gelu_tanh_backward, layernorm_forward, layernorm_backward, relu_forward, relu_backward,
     embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
     rope_forward, rope_backward, swiglu_forward, swiglu_backward,
     optim.adamw_update, optim.sum_of_squares,
@@ -102,6 +132,8 @@ def kernel(function):
     if not hasattr(function, "text"):
         return function
     found = find_kernel("npgpt.backend.cpu", function)
+    if found is None:
+        return function.text
 
     def strict(*args, **kwargs):
         result = found(*args, **kwargs)
@@ -193,6 +225,9 @@ BELOW_5 = np.array([[0, 4]])
 FAULTS = {
     "linear": (linear_forward, array(40, 3), array(4, 3)),
     "rmsnorm gain": (rmsnorm_forward, array(2, 3), array(4)),
+    "layernorm gain": (layernorm_forward, array(2, 3), array(4)),
+    "layernorm bias": (layernorm_forward, array(2, 3), array(3), array(4)),
+    "dropout rate": (dropout_forward, array(2, 3), 1.0, 5),
     "rope table": (rope_forward, array(1, 3, 2, 4), array(3, 3), array(3, 3)),
     "rope odd": (rope_forward, array(1, 3, 2, 5), array(3, 2), array(3, 2)),
     "keys": (attention_forward, array(1, 5, 2, 4), array(1, 5, 2, 3), array(1, 5, 2, 3)),
@@ -250,6 +285,8 @@ def test_float32_goes_to_the_kernel_and_all_else_to_the_text(who):
     assert who(x=single, w=single, eps=0.5) == "kernel"
     assert who(single, np.arange(3)) == "kernel"
     assert who((single, np.arange(3)), 1.0) == "kernel"
+    assert who(single, (0.5, 7, None)) == "kernel"
+    assert who((0.5, 7), 1.0) == "text"
     assert who(double, double) == "text"
     assert who(single, double) == "text"
     assert who(single, (single, double)) == "text"
@@ -282,11 +319,13 @@ def test_a_call_takes_microseconds():
 # Memory and threads.
 
 
-def test_large_matrices_are_left_to_blas():
-    from npgpt.backend.cpu.linear import MOST_WEIGHTS
+def test_matrices_are_left_to_blas_where_it_is_faster(monkeypatch):
+    from npgpt.backend.cpu import linear
 
-    w = array(2, MOST_WEIGHTS // 2 + 1)
-    assert find_kernel("npgpt.backend.cpu", linear_forward)(array(40, 2), w) is NotImplemented
+    kernel = find_kernel("npgpt.backend.cpu", linear_forward)
+    monkeypatch.setattr(linear, "MOST_WEIGHTS", 200)
+    assert kernel(array(40, 2), array(2, 101)) is NotImplemented
+    assert kernel(array(40, 2), array(2, 100)) is not NotImplemented
 
 
 def test_a_transposed_view_gets_its_gradient_in_the_order_of_its_table():

@@ -26,6 +26,8 @@ import numpy as np
 from llvmlite.binding import get_host_cpu_name
 from numba.core import event
 
+from npgpt.folders import user_cache
+
 PACKAGE = Path(__file__).resolve().parents[2]
 # Sums may be reordered, which vectorises them, and a multiplication may be fused with an addition.
 # For functions that add up, and do nothing else: elsewhere the compiler might turn
@@ -66,7 +68,7 @@ def cache_folder():
 
     NPGPT_CACHE names another place than the user's cache folder.
     """
-    root = Path(os.environ.get("NPGPT_CACHE") or _user_cache()) / "kernels"
+    root = Path(os.environ.get("NPGPT_CACHE") or user_cache()) / "kernels"
     folder = root / sources_sha256()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,15 +97,6 @@ def sources_sha256():
             digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0{len(source)}\0".encode())
             digest.update(source)
     return digest.hexdigest()
-
-
-def _user_cache():
-    """Where this system keeps what programs can make again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "npgpt"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "npgpt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npgpt"
 
 
 class Announcer(event.Listener):

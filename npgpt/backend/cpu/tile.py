@@ -26,7 +26,21 @@ ROWS = 8 if LANES == 16 else 6
 COLUMNS = VECTORS * LANES
 
 
-def make_tile(rows, vectors, add):
+class Float32:
+    """The numbers of a tile: float32."""
+
+    factor = ir.FloatType()
+
+    @staticmethod
+    def multiply_add(builder, x, y, sums):
+        """sums + x · y, rounded once, for vectors of LANES numbers."""
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(sums.type, [sums.type] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        return builder.call(fma, [x, y, sums])
+
+
+def make_tile(rows, vectors, add, numbers=Float32):
     """An intrinsic that multiplies a strip of A with a strip of B.
 
     The intrinsic's arguments are addresses, and strides in bytes:
@@ -34,13 +48,14 @@ def make_tile(rows, vectors, add):
     C[i, :] = Σ_k A[i, k] · B[k, :] for rows i and steps k ≥ 1, where A[i, k] is at
     a + i · a_row + k · a_step, the row of B at b + k · b_step, and that of C at c + i · c_row.
 
-    Args:    rows, vectors, the size of the tile; add, whether the products are added to C.
+    Args:    rows, vectors, the size of the tile; add, whether the products are added to C;
+             numbers, of what A and B are made, 4 bytes each: the sums are float32.
     Returns: the intrinsic.
     """
     f32, i32, i64, byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
-    vector = ir.VectorType(f32, LANES)
+    vector, factors = ir.VectorType(f32, LANES), ir.VectorType(numbers.factor, LANES)
     broadcast = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-    undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * LANES)
+    undefined, zero = ir.Constant(factors, ir.Undefined), ir.Constant(vector, [0.0] * LANES)
 
     def at(builder, address, offset, kind):
         """A pointer to kind, some bytes from an address."""
@@ -49,9 +64,6 @@ def make_tile(rows, vectors, add):
     def generate(context, builder, signature, args):
         a, a_row, a_step, b, b_step, c, c_row, steps = args
         a, b, c = (builder.inttoptr(z, byte.as_pointer()) for z in (a, b, c))
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
-        )
         prefetch = builder.module.declare_intrinsic(
             "llvm.prefetch", [c.type], ir.FunctionType(ir.VoidType(), [c.type, i32, i32, i32])
         )
@@ -72,14 +84,14 @@ def make_tile(rows, vectors, add):
         sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
         b_row = []
         for j in range(vectors):
-            b_row.append(builder.load(at(builder, b_now, ir.Constant(i64, 4 * LANES * j), vector)))
+            b_row.append(builder.load(at(builder, b_now, ir.Constant(i64, 4 * LANES * j), factors)))
             b_row[j].align = 4
         new = []
         for i in range(rows):
-            number = builder.load(at(builder, a_now, a_rows[i], f32))
+            number = builder.load(at(builder, a_now, a_rows[i], numbers.factor))
             first = builder.insert_element(undefined, number, ir.Constant(i32, 0))
             everywhere = builder.shuffle_vector(first, undefined, broadcast)
-            new.append([builder.call(fma, [everywhere, b_row[j], sums[i][j]])
+            new.append([numbers.multiply_add(builder, everywhere, b_row[j], sums[i][j])
                         for j in range(vectors)])  # fmt: skip
         after = builder.add(step, ir.Constant(i64, 1))
         changes = [(step, ir.Constant(i64, 0), after),
