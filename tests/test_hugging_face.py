@@ -306,7 +306,7 @@ NOT_SUPPORTED = {
                 "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel"}],
             },
         ),
-        "the pre_tokenizer Digits",
+        "individual_digits null in its pre_tokenizer",
     ),
     "another pattern": (
         put(

@@ -1,4 +1,4 @@
-"""Read a model of llama2.c: the same layers, laid out another way.
+"""Read and write a model of llama2.c: the same layers, laid out another way.
 
 llama2.c runs small Llamas in one file of C, and its author published some that he trained on
 TinyStories. The smallest has 260 thousand parameters in one megabyte: a real model to
@@ -37,12 +37,15 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.checkpoint import replacing, write_atomic
 from npgpt.errors import UserError
 from npgpt.model import GPTConfig, Parameters, count_parameters
 from npgpt.tokenizer.base import END_OF_TEXT, Tokenizer
+from npgpt.tokenizer.files import save_settings
 
 BOS = 1  # begins each text, and so ends the one before it
 HEADER = struct.Struct("<7i")
+TOKENIZER = "tokenizer.bin"
 MAGIC = 0x616B3432  # "ak42": the first number of the later versions of this format
 
 
@@ -116,7 +119,7 @@ class Llama2cTokenizer(Tokenizer):
         tokens = [bytes([int(m[1], 16)]) if m else piece for m, piece in zip(spelled, pieces)]
         tokens[BOS] = END_OF_TEXT.encode()
         super().__init__(tokens, {END_OF_TEXT: BOS})
-        self._scores = scores
+        self.pieces, self.scores = list(pieces), list(scores)
         self._byte_ids = {tokens[i]: i for i, m in enumerate(spelled) if m}
         self._ids = {}
         for i, piece in enumerate(pieces):
@@ -148,6 +151,18 @@ class Llama2cTokenizer(Tokenizer):
             raise UserError(f"{path} can't write every text: it lacks a token for some bytes")
         return cls(pieces, scores)
 
+    def save(self, folder):
+        """Write tokenizer.bin, and tokenizer_config.json to say what it is.
+
+        Args:    folder, made if it is not there.
+        Raises:  UserError if it can't be written.
+        """
+        records = [struct.pack("<i", max(map(len, self.pieces)))]
+        for piece, score in zip(self.pieces, self.scores):
+            records.append(struct.pack("<fi", score, len(piece)) + piece)
+        write_atomic(Path(folder) / TOKENIZER, b"".join(records))
+        save_settings(self, folder, {})
+
     def decode(self, ids):
         """Turn ids back into text, without the space that encode put before it."""
         return super().decode(ids).removeprefix(" ")
@@ -170,12 +185,57 @@ class Llama2cTokenizer(Tokenizer):
                 merged = None
                 if left[1] is not None and right[1] is not None:
                     merged = self._ids.get(left[0] + right[0])
-                if merged is not None and (best is None or self._scores[merged] > best):
-                    best, place = self._scores[merged], i
+                if merged is not None and (best is None or self.scores[merged] > best):
+                    best, place = self.scores[merged], i
             if place is None:
                 return [self._byte_ids[c] if i is None else i for c, i in parts]
             union = parts[place][0] + parts[place + 1][0]
             parts[place : place + 2] = [(union, self._ids[union])]
+
+
+def save_llama2c(path, config, params):
+    """Write a model, as `export.py --version 0` of llama2.c does.
+
+    Args:    path of the .bin file; config; params on the host.
+    Raises:  UserError if run.c can't compute this model, or the file can't be written.
+    """
+    c, L, D = config, config.n_layer, config.head_dim
+    fixed = (c.norm, c.position, c.mlp, c.bias, c.norm_eps, c.rope_theta, c.rope_stretch)
+    if fixed != ("rmsnorm", "rope", "swiglu", False, 1e-5, 10_000.0, None):
+        raise UserError(
+            "llama2.c knows one model: rmsnorm with norm_eps 1e-5, rope with rope_theta 10000, "
+            "swiglu, no biases; this one differs, so export it with --format hf or npz"
+        )
+    blocks = [params.block(i) for i in range(L)]
+    split = [c.n_head * D, (c.n_head + c.n_kv_head) * D]
+    rows = [np.split(p["wqkv"].T, split) for p in blocks]  # q, k, v of each block
+    gates = [np.split(p["w_gate_up"].T, 2) for p in blocks]
+    arrays = [
+        params["wte"],
+        *(p["attn_norm"] for p in blocks),
+        *(_to_interleaved(q, D) for q, _, _ in rows),
+        *(_to_interleaved(k, D) for _, k, _ in rows),
+        *(v for _, _, v in rows),
+        *(p["wo"].T for p in blocks),
+        *(p["mlp_norm"] for p in blocks),
+        *(gate for gate, _ in gates),
+        *(p["w_down"].T for p in blocks),
+        *(up for _, up in gates),
+        params["norm"],
+        np.zeros((2, c.block_size, D // 2)),  # tables of RoPE, which no program reads
+        *([] if c.tie else [params["lm_head"].T]),
+    ]
+    V = c.vocab_size if c.tie else -c.vocab_size
+    with replacing(path) as file:
+        file.write(HEADER.pack(c.n_embd, c.n_hidden, L, c.n_head, c.n_kv_head, V, c.block_size))
+        for array in arrays:
+            file.write(np.ascontiguousarray(array, "<f4").data)
+
+
+def _to_interleaved(w, D):
+    """Pᵀ of the derivation above: row j of each head goes to 2j, and j + D/2 to 2j + 1."""
+    halves = w.reshape(-1, 2, D // 2, w.shape[1])  # (H, 2, D/2, C)
+    return np.swapaxes(halves, 1, 2).reshape(w.shape)  # (H·D, C)
 
 
 def _to_half_split(w, D):

@@ -11,6 +11,7 @@ The compiled twin of bpe.py, which gives the same ids and merges a hundred times
     fast.py             FastBPETokenizer: what is replaced, and when
     scan.py             where words end: a regular expression, 64 bytes at a time
     unicode_classes.py  which characters are letters, numbers, white space
+    digits.py           numbers cut out one by one, for tokenizers that want it so
     merging.py          the merges of one word, in numbers
     word_table.py       the ids of words seen before, at one look
     encoder.py          the loop that ties these together, on all threads
@@ -29,16 +30,18 @@ from pathlib import Path
 from ..backend import kernels_enabled
 from ..errors import UserError
 from .base import END_OF_TEXT, Tokenizer
-from .bpe import BPETokenizer
+from .bpe import PATTERNS, BPETokenizer
 from .char import CharTokenizer
 from .files import (
     CHARACTERS,
     SETTINGS,
     VOCABULARIES,
     always_allowed_of,
+    around_of,
     load_bpe,
     load_characters,
     read_settings,
+    words_of,
 )
 from .hugging_face import TOKENIZER_JSON, load_hugging_face
 
@@ -73,24 +76,30 @@ def load_tokenizer(path):
     """
     path = Path(path)
     if path.is_file():
-        return _from_tokenizer_json(path)
+        return _from_tokenizer_json(path, read_settings(path.parent))
     if not path.is_dir():
         raise UserError(f"there is no tokenizer folder {path}: save one there with tok.save")
     settings = read_settings(path)
     kind = settings.get("kind")
     if kind == "char":
-        return CharTokenizer(*load_characters(path, settings))
+        tok = CharTokenizer(*load_characters(path, settings))
+        return _with_marks(tok, path, settings)
+    if kind == "llama2c":
+        from ..interchange.llama2c import TOKENIZER, Llama2cTokenizer
+
+        return Llama2cTokenizer.load(path / TOKENIZER)
     if kind not in ("bpe", None):
         raise UserError(f"{path / SETTINGS}: kind is {kind!r}, and must be 'bpe' or 'char'")
     # Other programs write a tokenizer_config.json too: then the files must tell. Of theirs,
     # tokenizer.json says most: vocab.json and merges.txt are silent about how words are cut.
     any_vocabulary = any((path / name).exists() for pair in VOCABULARIES for name in pair)
     if (path / TOKENIZER_JSON).exists() and not (kind and any_vocabulary):
-        return _from_tokenizer_json(path / TOKENIZER_JSON)
+        return _from_tokenizer_json(path / TOKENIZER_JSON, settings)
     if kind or any_vocabulary:
         tok = bpe_class()(*load_bpe(path, settings))
         tok.always_allowed = always_allowed_of(path, settings)
-        return tok
+        tok.words = words_of(path, settings, PATTERNS)
+        return _with_marks(tok, path, settings)
     if (path / CHARACTERS).exists():
         raise UserError(
             f"{path / SETTINGS} is missing or names no kind, and {CHARACTERS} cannot be read "
@@ -102,8 +111,16 @@ def load_tokenizer(path):
     )
 
 
-def _from_tokenizer_json(path):
-    *parts, always_allowed = load_hugging_face(path)
+def _from_tokenizer_json(path, settings):
+    *parts, always_allowed, words = load_hugging_face(path)
     tok = bpe_class()(*parts)
-    tok.always_allowed = always_allowed
+    tok.always_allowed, tok.words = always_allowed, words
+    return _with_marks(tok, path.parent, settings)
+
+
+def _with_marks(tok, folder, settings):
+    """The tokenizer, knowing what its settings say of the marks before a text and behind it."""
+    end_name, begin_name = around_of(folder, settings)
+    if end_name in tok.special_tokens:
+        tok.end_name, tok.begin_name = end_name, begin_name
     return tok

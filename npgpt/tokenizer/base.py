@@ -30,6 +30,9 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.special_tokens = dict(special_tokens)
         self.always_allowed = frozenset()  # those that encode makes ids of without being asked
+        # The special tokens that stand behind a text and before it. Here they are the same; a
+        # model from elsewhere may have others, or None before a text.
+        self.end_name = self.begin_name = END_OF_TEXT
 
     @property
     def vocab_size(self):
@@ -38,8 +41,13 @@ class Tokenizer:
 
     @property
     def end_of_text(self):
-        """The id of <|endoftext|>, or None when this tokenizer has none."""
-        return self.special_tokens.get(END_OF_TEXT)
+        """The id of the mark behind a text, <|endoftext|> mostly; None if there is none."""
+        return self.special_tokens.get(self.end_name)
+
+    @property
+    def begin_of_text(self):
+        """The id of the mark before a text, mostly the same; None if there is none."""
+        return self.special_tokens.get(self.begin_name)
 
     def encode(self, text, allowed_special=(), disallowed_special="all"):
         """Turn text into ids.

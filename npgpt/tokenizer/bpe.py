@@ -14,6 +14,11 @@ Words
     >>> list(split_words("The dog's 2 tails,  wagging!"))
     ['The', ' dog', "'s", ' 2', ' tails', ',', ' ', ' wagging', '!']
 
+    Some later models (SmolLM2, say) want each digit by itself, so that 1999 is read as it is
+    spelled: their pattern, DIGITS, is that of GPT-2 with another word for numbers.
+    >>> list(split_words("in  1999", DIGITS))
+    ['in', '  ', '1', '9', '9', '9']
+
 Training, by hand
     Take four words; ␣ is the space before a word. Each line merges one more pair, everywhere:
 
@@ -59,6 +64,7 @@ from itertools import pairwise
 
 import regex
 
+from ..errors import UserError
 from .base import END_OF_TEXT, Tokenizer, check_special_tokens, check_vocab_size, plain_pieces
 from .files import CHARACTER_OF, check_names
 from .hugging_face import save_everywhere
@@ -68,13 +74,18 @@ from .hugging_face import save_everywhere
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
+# No space joins a digit; so white space before one has no last character to leave to it.
+DIGITS = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+)
+PATTERNS = {"gpt2": PATTERN, "digits": DIGITS}
 BYTES = [bytes([b]) for b in CHARACTER_OF]  # the first 256 tokens, in GPT-2's order
 CACHE_WORDS = 1 << 18  # some 60 MB of words remembered by encode, then it begins anew
 
 
-def split_words(text):
-    """Cut text into words by GPT-2's pattern, one at a time: a list would outweigh the text."""
-    return map(regex.Match.group, PATTERN.finditer(text))
+def split_words(text, pattern=PATTERN):
+    """Cut text into words by a pattern, one at a time: a list would outweigh the text."""
+    return map(regex.Match.group, pattern.finditer(text))
 
 
 def count_words(texts, special_tokens):
@@ -163,6 +174,7 @@ class BPETokenizer(Tokenizer):
     def __init__(self, tokens, merges, special_tokens):
         super().__init__(tokens, special_tokens)
         self.merges = list(merges)
+        self.words = "gpt2"  # by which of PATTERNS text is cut
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         special = set(self.special_tokens.values())
         self._ids = {token: i for i, token in enumerate(self.tokens) if i not in special}
@@ -199,11 +211,16 @@ class BPETokenizer(Tokenizer):
 
     def _encode_plain(self, text, start):
         ids = []
-        for word in split_words(text):
+        for word in split_words(text, PATTERNS[self.words]):
             if word not in self._cache:
                 if len(self._cache) >= CACHE_WORDS:
                     self._cache.clear()
                 parts = [bytes([b]) for b in word.encode("utf-8")]
-                self._cache[word] = [self._ids[part] for part in merge_word(parts, self._ranks)]
+                self._cache[word] = [self._id(part) for part in merge_word(parts, self._ranks)]
             ids += self._cache[word]
         return ids
+
+    def _id(self, part):
+        if part not in self._ids:  # some vocabularies have no token for bytes that no text needed
+            raise UserError(f"the vocabulary has no token {part!r}, which this text needs")
+        return self._ids[part]

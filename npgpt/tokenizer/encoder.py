@@ -22,6 +22,7 @@ from ..backend.cpu.bits import pointer
 from ..backend.cpu.compile import kernel
 from ..errors import UserError
 from ..parallel import available_threads
+from .digits import cut_at_numbers
 from .merging import make_vocabulary, merge_long_word, merge_word, vocabulary_pointers
 from .scan import BUFFER, as_bytes, safe_cut, word_ends
 from .unicode_classes import class_table
@@ -139,12 +140,13 @@ class Encoder:
     """Bytes to ids, on several threads.
 
     Args:    ids, a dict from ordinary token (bytes) to id; merges, a list of pairs of bytes, in
-             order; num_ids, how many ids there are, those of special tokens included.
+             order; num_ids, how many ids there are, those of special tokens included; words, by
+             which of bpe.PATTERNS text is cut.
     """
 
-    def __init__(self, ids, merges, num_ids):
+    def __init__(self, ids, merges, num_ids, words="gpt2"):
         self.vocabulary, self.missing = make_vocabulary(ids, merges, num_ids)
-        self.num_ids = num_ids
+        self.num_ids, self.words = num_ids, words
         self.dtype = np.uint16 if num_ids <= 1 << 16 else np.uint32
         self.threads = available_threads()
         self.idle = []  # what threads that have finished leave to others: Scratch
@@ -168,13 +170,13 @@ class Encoder:
         """
         if self.threads == 1:
             for data, spans in batches:
-                for share in share_out(data, spans):
+                for share in self._share_out(data, spans):
                     yield self._encode_share(data, share)
             return
         waiting = deque()
         with ThreadPoolExecutor(self.threads) as pool:
             for data, spans in batches:
-                for share in share_out(data, spans):
+                for share in self._share_out(data, spans):
                     waiting.append(pool.submit(self._encode_share, data, share))
                 while len(waiting) > 2 * self.threads:
                     yield waiting.popleft().result()
@@ -185,9 +187,15 @@ class Encoder:
         """Encode a str without special tokens; returns ids (N,)."""
         data = as_bytes(text.encode("utf-8"))
         span = np.array([[0, len(data), -1]])
-        if len(data) <= PIECE:  # one share: nothing to divide
+        if len(data) <= PIECE and self.words == "gpt2":  # one share: nothing to divide
             return self._encode_share(data, span)
         return self.encode(data, span)
+
+    def _share_out(self, data, spans):
+        """share_out, with each number a piece by itself where the pattern wants it so."""
+        if self.words == "digits":
+            spans = cut_at_numbers(data, spans)
+        return share_out(data, spans)
 
     def _encode_share(self, data, spans):
         """Encode some spans on this thread."""

@@ -64,7 +64,7 @@ class FastBPETokenizer(BPETokenizer):
         """The compiled encoder, made when it is first needed."""
         from .encoder import Encoder
 
-        return Encoder(self._ids, self.merges, self.vocab_size)
+        return Encoder(self._ids, self.merges, self.vocab_size, self.words)
 
     def encode_documents(self, documents):
         """Encode documents in a row, end-of-text after each: see encode_documents_fast."""

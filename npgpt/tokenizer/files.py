@@ -11,9 +11,10 @@ that table is made, printable bytes first, is also the order of the first 256 id
 
 GPT-2 was published with the names encoder.json and vocab.bpe, which are read too.
 
-tokenizer_config.json says which kind of tokenizer a folder holds, and its special tokens. Hugging
-Face's transformers looks into a file of that name for what it has to know, so theirs stands
-beside ours: each passes over the keys of the other.
+tokenizer_config.json says which kind of tokenizer a folder holds, its special tokens, and what is
+not as GPT-2 has it: how words are cut, which bytes have no token, what stands around a text.
+Hugging Face's transformers looks into a file of that name for what it has to know, so theirs
+stands beside ours: each passes over the keys of the other.
 
 Every file is written beside its place and then moved onto it, so a crash leaves the old file
 or the new one, never half of one.
@@ -92,7 +93,8 @@ def load_bpe(folder, settings):
     pairs = [(folder / vocab, folder / merges) for vocab, merges in VOCABULARIES]
     vocab_path, merges_path = next((p for p in pairs if p[0].exists() or p[1].exists()), pairs[0])
     vocab = read_json(vocab_path)
-    check_vocab(vocab_path, vocab)
+    missing = str(settings.get("missing_bytes", "")).split() if "kind" in settings else ()
+    check_vocab(vocab_path, vocab, [c for c, b in BYTE_OF.items() if b.hex() not in missing])
     lines = read_file(merges_path).rstrip("\n").split("\n")
     if not lines[0].startswith("#version"):
         raise UserError(f"{merges_path} does not begin with the line {HEADER!r}")
@@ -113,9 +115,10 @@ def load_bpe(folder, settings):
     return in_order(vocab, made), merges, in_order_of_ids(special_tokens)
 
 
-def check_vocab(path, vocab):
-    """Raise unless vocab is a dict from tokens to the ids 0, 1, 2, ..., every byte among them.
+def check_vocab(path, vocab, needed=BYTE_OF):
+    """Raise unless vocab is a dict from tokens to the ids 0, 1, 2, ..., the bytes among them.
 
+    Args:    path, for errors; vocab; needed, the bytes that it must have, as written.
     Raises:  UserError naming the path.
     """
     if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
@@ -125,7 +128,7 @@ def check_vocab(path, vocab):
         raise UserError(
             f"{path}: its ids are not 0 to {len(vocab) - 1}, each once: {min(missing)} is missing"
         )
-    lacking = next((c for c in BYTE_OF if c not in vocab), None)
+    lacking = next((c for c in needed if c not in vocab), None)
     if lacking is not None:
         raise UserError(f"{path} has no token {lacking!r} for the byte {BYTE_OF[lacking]!r}")
 
@@ -211,8 +214,15 @@ def save_settings(tok, folder, others):
     settings = {"kind": tok.kind, "special_tokens": tok.special_tokens}
     if tok.always_allowed:
         settings["always_allowed"] = sorted(tok.always_allowed)
+    if getattr(tok, "words", "gpt2") != "gpt2":
+        settings["words"] = tok.words
+    if tok.kind == "bpe" and (missing := set(BYTE_OF.values()) - set(tok.tokens)):
+        settings["missing_bytes"] = " ".join(sorted(b.hex() for b in missing))
+    if (tok.end_name, tok.begin_name) != (END_OF_TEXT, END_OF_TEXT):
+        settings["end_name"], settings["begin_name"] = tok.end_name, tok.begin_name
     if others and tok.end_of_text is not None:  # it stands before each document, and after
-        others = {**others, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+        begin = tok.end_name if tok.begin_of_text is None else tok.begin_name
+        others = {**others, "bos_token": begin, "eos_token": tok.end_name}
     write_json(folder, SETTINGS, {**settings, **others}, indent=2)
 
 
@@ -236,6 +246,41 @@ def special_tokens_of(folder, settings):
             "save the tokenizer again"
         )
     return special_tokens
+
+
+def around_of(folder, settings):
+    """The names of the special tokens behind a text and before it, the latter perhaps None.
+
+    They stand in the settings of ours, or as eos_token and bos_token in those of others. A model
+    of theirs has seen the latter before each text if add_bos_token says so, and also where both
+    are the same: then it stood between texts.
+
+    Returns: end_name, begin_name.
+    Raises:  UserError if they are no texts.
+    """
+
+    def name(key, otherwise):
+        value = settings.get(key, otherwise)
+        value = value.get("content") if isinstance(value, dict) else value  # older files have more
+        if not isinstance(value, str | None):
+            raise UserError(f"{Path(folder) / SETTINGS}: {key} is {value!r}, and must be a text")
+        return value
+
+    if "kind" in settings:
+        return name("end_name", END_OF_TEXT), name("begin_name", END_OF_TEXT)
+    end, begin = name("eos_token", END_OF_TEXT), name("bos_token", END_OF_TEXT)
+    return end, begin if begin == end or settings.get("add_bos_token") is True else None
+
+
+def words_of(folder, settings, patterns):
+    """settings["words"], the name of a pattern that cuts words; UserError if it is none."""
+    words = settings.get("words", "gpt2") if "kind" in settings else "gpt2"
+    if words not in patterns:
+        raise UserError(
+            f"{Path(folder) / SETTINGS}: words is {words!r}, and must be one of "
+            f"{', '.join(patterns)}: save the tokenizer again"
+        )
+    return words
 
 
 def always_allowed_of(folder, settings):

@@ -5,7 +5,8 @@ The file describes a tokenizer as a chain of parts, and each part comes in many 
     part             what it does                               what is understood here
     added_tokens     texts that are cut out before all else     those that ask for nothing more
     normalizer       changes letters: lower case, no accents    none
-    pre_tokenizer    cuts the text into words                   ByteLevel, with GPT-2's pattern
+    pre_tokenizer    cuts the text into words                   ByteLevel, with GPT-2's pattern;
+                                                                before it Digits, one by one
     model            makes tokens of each word                  BPE
     post_processor   puts more tokens around them               none that does
     decoder          makes text of tokens                       ByteLevel
@@ -34,6 +35,7 @@ from itertools import product
 
 from ..errors import UserError
 from .files import (
+    BYTE_OF,
     check_vocab,
     follow_merges,
     in_order,
@@ -75,6 +77,7 @@ SPLIT = {
     ),
     "behavior": ("Isolated",), "invert": NO,
 }  # fmt: skip
+DIGITS = {"type": ("Digits",), "individual_digits": (True,)}
 UNSPLIT = {**BYTES, "add_prefix_space": (False,), "use_regex": (False,)}
 TEMPLATE = {
     "type": ("TemplateProcessing",),
@@ -102,6 +105,38 @@ def save_hugging_face(tok, folder):
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     byte_level["trim_offsets"] = False  # the space before a word belongs to its token
+    cut = byte_level
+    if tok.words == "digits":
+        digits = {"type": "Digits", "individual_digits": True}
+        cut = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+        "ignore_merges": False, "vocab": {name: i for i, name in enumerate(names_of(tok))},
+        "merges": [f"{written(left)} {written(right)}" for left, right in tok.merges],
+    }  # fmt: skip
+    write_parts(tok, folder, pre_tokenizer=cut, post_processor=byte_level, decoder=byte_level,
+                model=model)  # fmt: skip
+
+
+def save_characters_json(tok, folder):
+    """Write tokenizer.json for a CharTokenizer: every character is a word, and a token.
+
+    It is for other programs: npgpt reads its own chars.json.
+
+    Args:    tok; folder, made if it is not there.
+    Raises:  UserError if the folder cannot be written.
+    """
+    vocab = {name: i for i, name in enumerate([*tok.characters, *tok.special_tokens])}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
+    # The token for what is unknown must be named, and is none: then the text is refused.
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<|no such token|>"}
+    write_parts(tok, folder, pre_tokenizer=split | {"invert": False}, post_processor=None,
+                decoder={"type": "Fuse"}, model=model)  # fmt: skip
+
+
+def write_parts(tok, folder, **parts):
+    """Write tokenizer.json: the parts that are given, and what every tokenizer has."""
     added = [
         {
             "id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
@@ -109,18 +144,11 @@ def save_hugging_face(tok, folder):
         }
         for name, i in in_order_of_ids(tok.special_tokens).items()
     ]  # fmt: skip
-    model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-        "ignore_merges": False, "vocab": {name: i for i, name in enumerate(names_of(tok))},
-        "merges": [f"{written(left)} {written(right)}" for left, right in tok.merges],
-    }  # fmt: skip
-    parts = {
+    common = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": byte_level, "post_processor": byte_level,
-        "decoder": byte_level, "model": model,
+        "normalizer": None,
     }  # fmt: skip
-    write_json(folder, TOKENIZER_JSON, parts)
+    write_json(folder, TOKENIZER_JSON, common | parts)
 
 
 def load_hugging_face(path):
@@ -128,7 +156,8 @@ def load_hugging_face(path):
 
     Args:    path of the file.
     Returns: tokens, a list of bytes; merges, a list of pairs of bytes; special_tokens, a dict
-             of all added tokens; always_allowed, a frozenset of those that are not special.
+             of all added tokens; always_allowed, a frozenset of those that are not special;
+             words, the name of the pattern that cuts them.
     Raises:  UserError naming what is missing, damaged, or not supported.
     """
     parts = read_json(path)
@@ -140,7 +169,7 @@ def load_hugging_face(path):
     model = parts["model"]
     check_part(path, "model", model, MODEL)
     check_part(path, "outer table", parts, FILE)
-    check_chain(path, parts)
+    words = check_chain(path, parts)
     special_tokens, always_allowed = read_added_tokens(path, parts.get("added_tokens"))
 
     vocab, merges = model.get("vocab"), model.get("merges")
@@ -149,8 +178,10 @@ def load_hugging_face(path):
     for name, i in special_tokens.items():
         if vocab.setdefault(name, i) != i:
             raise UserError(f"{path}: {name!r} has id {vocab[name]} in vocab, {i} as added token")
-    check_vocab(path, vocab)
     sides = [read_merge(path, number, merge) for number, merge in enumerate(merges, start=1)]
+    # Of bytes that its training text had not, a vocabulary from elsewhere may have no tokens.
+    used = {side for pair in sides for side in pair}
+    check_vocab(path, vocab, [c for c in BYTE_OF if c in used])
     merges, made = follow_merges(f"{path}, merge", sides, vocab, first=1)
     for name in vocab:
         if name in made and name in special_tokens:
@@ -160,11 +191,15 @@ def load_hugging_face(path):
                 f"{path}: the token {name!r} is no byte, is made by no merge, and is not among "
                 "the added tokens: the file has lost something, so fetch or save it again"
             )
-    return in_order(vocab, made), merges, in_order_of_ids(special_tokens), always_allowed
+    tokens = in_order(vocab, made)
+    return tokens, merges, in_order_of_ids(special_tokens), always_allowed, words
 
 
 def check_chain(path, parts):
-    """Raise UserError unless the parts around the model are those of GPT-2."""
+    """Raise UserError unless the parts around the model are understood.
+
+    Returns: the name of the pattern that cuts words, a key of bpe.PATTERNS.
+    """
     for step in chain(path, "normalizer", parts, "normalizers"):
         refuse(path, f"the normalizer {step.get('type')}")
     for step in chain(path, "post_processor", parts, "processors"):
@@ -176,12 +211,16 @@ def check_chain(path, parts):
     if not steps:
         refuse(path, "text that is not cut into words: it has no pre_tokenizer")
     # ByteLevel cuts and writes bytes as characters, or only the latter, after a Split has cut.
-    known = [SPLIT, UNSPLIT] if steps[0].get("type") == "Split" else [WORDS]
+    first = steps[0].get("type")
+    known = [SPLIT, UNSPLIT] if first == "Split" else [WORDS]
+    if first == "Digits":
+        known = [DIGITS, *known]
     for step, keys in zip(steps, known):
         check_part(path, "pre_tokenizer", step, keys)
     if len(steps) != len(known):
         names = ", ".join(str(step.get("type")) for step in steps)
         refuse(path, f"the pre_tokenizers {names} in a row")
+    return "digits" if first == "Digits" else "gpt2"
 
 
 def chain(path, part, parts, steps):

@@ -16,7 +16,7 @@ from collections import Counter
 from itertools import pairwise
 
 from .base import split_special
-from .bpe import merge_pair, split_words
+from .bpe import PATTERNS, merge_pair, split_words
 
 # Colours as terminals know them. The backgrounds are pale, with black on them, so that they can
 # be read on a dark terminal and on a light one.
@@ -120,9 +120,9 @@ def table(tokens, width):
 def ways(tok, text, width):
     """The way of each different word through the merges, as many side by side as there is room."""
     ranks = {pair: rank for rank, pair in enumerate(tok.merges)}
-    words = {}
+    words, pattern = {}, PATTERNS[tok.words]
     for _, piece, special in split_special(text, tok.special_tokens):
-        words.update(dict.fromkeys(() if special else split_words(piece)))
+        words.update(dict.fromkeys(() if special else split_words(piece, pattern)))
     blocks = [way(word, ranks, width) for word in words if len(word.encode("utf-8")) > 1]
     if not blocks:
         return
