@@ -5,6 +5,8 @@ numbers on the host. Whatever would fail on a GPU fails here: host and device ar
 operation, an index that lives on the host, a silent conversion to NumPy. Numbers leave by `get`.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
@@ -55,6 +57,10 @@ class DeviceArray(NDArrayOperatorsMixin):
     dtype = property(lambda self: self._array.dtype)
     real = property(lambda self: _wrap(self._array.real))
     T = property(lambda self: _wrap(self._array.T))
+    # What a kernel's wrapper asks for, under CuPy's names: data.ptr is an address.
+    strides = property(lambda self: self._array.strides)
+    flags = property(lambda self: self._array.flags)
+    data = property(lambda self: SimpleNamespace(ptr=self._array.ctypes.data))
 
 
 class FakeModule:

@@ -3,6 +3,8 @@
 No GPU is needed: `fake_device.DeviceArray` refuses what a GPU would refuse.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_device import DeviceArray, FakeModule
@@ -15,6 +17,11 @@ from npgpt.sampling import generate, sample_rngs
 CONFIG = GPTConfig(
     vocab_size=19, block_size=8, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, n_hidden=12
 )
+CONFIGS = [CONFIG] + [
+    replace(CONFIG, norm="layernorm", position="learned", mlp=mlp, bias=True)
+    for mlp in ("gelu", "gelu_tanh", "relu")
+]
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.mlp)
 
 
 @pytest.fixture(autouse=True)
@@ -24,32 +31,33 @@ def text_everywhere(text_only):
         yield
 
 
-def on(xp):
+def on(xp, config=CONFIG):
     """The same parameters on a device."""
-    return Parameters(CONFIG, xp.asarray(init_parameters(CONFIG, seed=3).flat))
+    return Parameters(config, xp.asarray(init_parameters(config, seed=3).flat))
 
 
 def host(x):
     return x.get() if isinstance(x, DeviceArray) else np.asarray(x)
 
 
-def train_three_steps(xp):
-    params = on(xp)
+def train_three_steps(xp, config):
+    params = on(xp, config)
     grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (3, 2, 9))
     losses = []
     for batch in ids:
         grads.flat[...] = 0.0
         x, y = xp.asarray(batch[:, :-1]), xp.asarray(batch[:, 1:])
-        losses.append(host(loss_and_gradients(params, grads, x, y, CONFIG)))
+        losses.append(host(loss_and_gradients(params, grads, x, y, config)))
         clip_gradient(grads.flat, 0.1)
         optimizer.update(params.flat, grads.flat, 1e-2)
     return losses, host(params.flat)
 
 
-def test_training_stays_on_the_device():
-    losses, weights = train_three_steps(FakeModule)
-    expected_losses, expected_weights = train_three_steps(np)
+@every_config
+def test_training_stays_on_the_device(config):
+    losses, weights = train_three_steps(FakeModule, config)
+    expected_losses, expected_weights = train_three_steps(np, config)
     assert np.array_equal(losses, expected_losses)
     assert np.array_equal(weights, expected_weights)
 
@@ -60,10 +68,11 @@ def test_evaluation_stays_on_the_device():
     assert device == evaluate(on(np), CONFIG, tokens, 1.0)
 
 
-def test_sampling_stays_on_the_device():
+@every_config
+def test_sampling_stays_on_the_device(config):
     prompt = np.array([[1, 2, 3]])
     texts = [
-        np.concatenate(list(generate(on(xp), CONFIG, prompt, 20, sample_rngs(0, [0]))))
+        np.concatenate(list(generate(on(xp, config), config, prompt, 20, sample_rngs(0, [0]))))
         for xp in (FakeModule, np)
     ]
     assert np.array_equal(*texts)

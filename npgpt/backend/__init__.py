@@ -5,9 +5,10 @@ on whatever it is given; only where numbers enter the device and where they leav
 the program need to know, and both doors are here.
 """
 
+import contextlib
 import importlib.util
 import os
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -51,11 +52,37 @@ def to_host(array):
     return array if isinstance(array, np.ndarray | np.generic) else array.get()
 
 
-@lru_cache(maxsize=1)
-def kernels_enabled():
-    """Whether compiled kernels may take the place of the text: Numba is here, and not unwanted.
+def bfloat16():
+    """The dtype of numbers with the range of float32, and 8 of its 24 binary digits.
+
+    Raises:  UserError if ml_dtypes, where NumPy's and CuPy's come from, is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise UserError(
+            "bf16 needs ml_dtypes, which is not installed: run python -m pip install ml_dtypes, "
+            "or use --dtype float32"
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+@cache
+def kernels_enabled(backend="numpy"):
+    """Whether compiled kernels may take the place of the text: they can run, and are not unwanted.
 
     NPGPT_KERNELS=off runs the text everywhere.
+
+    Args:    backend, "numpy", whose kernels Numba compiles, or "cupy", which brings a compiler.
     """
     wanted = os.environ.get("NPGPT_KERNELS", "").strip().lower() not in ("off", "0", "no", "false")
-    return wanted and importlib.util.find_spec("numba") is not None
+    return wanted and (backend != "numpy" or importlib.util.find_spec("numba") is not None)
+
+
+def kernels_compiled_ahead():
+    """A context in which a processor's kernels for training are compiled beside other work."""
+    if not kernels_enabled():
+        return contextlib.nullcontext()
+    from npgpt.backend.cpu.ahead import compiled_ahead
+
+    return compiled_ahead()

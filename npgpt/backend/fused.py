@@ -8,6 +8,7 @@ cache: so a kernel's backward can undo the text's forward, and the reverse.
 Which one runs is decided here, by what a function is given:
 
     float32 NumPy arrays            the kernel in npgpt.backend.cpu, if Numba is installed
+    float32, bfloat16 CuPy arrays   the kernel in npgpt.backend.cuda
     float64, complex128             the text, always: so a gradient check checks the text
     anything that a kernel refuses  the text: a kernel returns NotImplemented for shapes that
                                     do not fit, and what is wrong is said in one place only
@@ -17,13 +18,17 @@ NPGPT_KERNELS=off runs the text everywhere. This is the project's only `if` abou
 
 import functools
 import importlib
+import importlib.util
 
 import numpy as np
 
 from npgpt.backend import kernels_enabled
 
-# Whose kernels take an array, by its type. A GPU's arrays would be a second line.
+# Whose kernels take an array, by its type. Types of libraries that may be missing stand in the
+# second table by name, and in the first one once an array of theirs has been met.
 KERNELS = {np.ndarray: "npgpt.backend.cpu"}
+KERNELS_BY_NAME = {"cupy.ndarray": "npgpt.backend.cuda"}
+BACKENDS = {"npgpt.backend.cpu": "numpy", "npgpt.backend.cuda": "cupy"}
 FLOAT32 = np.dtype(np.float32)
 PLAIN = (int, float, bool, type(None), np.generic)
 
@@ -42,9 +47,9 @@ def fused(text):
     @functools.wraps(text)
     def function(*args, **kwargs):
         package = kernel_package([*args, *kwargs.values()] if kwargs else args)
-        if package is not None and kernels_enabled():
+        if package is not None and kernels_enabled(BACKENDS[package]):
             if package not in kernels:
-                kernels[package] = find_kernel(package, text)
+                kernels[package] = find_kernel(package, text) or text
             result = kernels[package](*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -58,20 +63,22 @@ def kernel_package(values):
     """Which package's kernels take these arguments.
 
     Args:    values, arguments of a fused function.
-    Returns: the package's name if all arrays of real numbers are float32 and of one kind that has
-             kernels; otherwise None.
+    Returns: the package's name if all arrays of real numbers are of one kind that has kernels,
+             and float32, or on a GPU bfloat16; otherwise None.
     """
     package = None
     for value in values:
         kind = type(value)
         if kind is tuple:
+            if all(isinstance(part, PLAIN) for part in value):
+                continue  # a cache of numbers only, as dropout's
             found = kernel_package(value)
-        elif kind in KERNELS:
+        elif kind not in KERNELS and isinstance(value, PLAIN):
+            continue
+        elif kind in KERNELS or is_known(kind):
             if value.dtype.kind in "iu":
                 continue
-            found = KERNELS[kind] if value.dtype == FLOAT32 else None
-        elif isinstance(value, PLAIN):
-            continue
+            found = KERNELS[kind] if fits(value.dtype, KERNELS[kind]) else None
         else:
             return None
         if found is None or package not in (None, found):
@@ -80,7 +87,24 @@ def kernel_package(values):
     return package
 
 
+def is_known(kind):
+    """Whether a type has kernels that KERNELS did not list yet; now it does."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in KERNELS_BY_NAME:
+        KERNELS[kind] = KERNELS_BY_NAME[name]
+    return name in KERNELS_BY_NAME
+
+
+def fits(dtype, package):
+    """Whether a package has kernels for numbers of this type."""
+    return dtype == FLOAT32 or (dtype.name == "bfloat16" and package == "npgpt.backend.cuda")
+
+
 def find_kernel(package, text):
-    """The kernel for a function: the same name, in the module of the same name."""
-    module = importlib.import_module(f"{package}.{text.__module__.rpartition('.')[2]}")
-    return getattr(module, text.__name__)
+    """The kernel for a function: the same name, in the module of the same name.
+
+    Returns: the kernel; None if there is none, as not every function is worth one.
+    """
+    name = f"{package}.{text.__module__.rpartition('.')[2]}"
+    module = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    return getattr(module, text.__name__, None)

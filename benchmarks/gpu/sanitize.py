@@ -1,0 +1,21 @@
+"""The kernels on small shapes, for NVIDIA's memory checker to watch: __main__ runs it under that.
+
+`compute-sanitizer --tool racecheck python -m benchmarks.gpu.sanitize FILE {}` looks for races.
+"""
+
+import numpy as np
+
+from benchmarks.gpu.parity import check_layers
+from benchmarks.gpu.part import run
+
+
+def measure(report, wishes):
+    import cupy
+
+    with np.errstate(all="ignore"):
+        check_layers(report, cupy, larger=False)
+    report.add("memory checker: no fault up to here", 1.0)
+
+
+if __name__ == "__main__":
+    run("Kernels under the memory checker", measure)

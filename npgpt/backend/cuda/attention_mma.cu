@@ -1,0 +1,362 @@
+// Causal attention on tensor cores, in bf16 with float32 sums; needs compute capability 8.0.
+//
+//     forward    scores = q · k / √D, lse = log Σ exp(scores), y = Σ exp(scores − lse) · v
+//     backward   delta = dy · y,  p = exp(scores − lse),  ds = p · (dy · v − delta) / √D
+//                dq = Σ_s ds · k,  dk = Σ_t ds · q,  dv = Σ_t p · dy
+//
+// Shapes, strides and causality: as in attention.cu, with D a multiple of 16 and every row at a
+// multiple of 16 bytes. attention_backward_queries also writes delta, which the last kernel reads.
+//
+// Launch: a block of 4 warps for each tile of 64 rows of one head, as (tiles, heads, B). The rows
+// are queries in the forward and for dq, and keys for dk and dv. Each warp owns 16 of them, and
+// goes through the tiles of `OTHERS` rows of the other kind. One pattern serves all three:
+//     compare    own rows (16, D) with the others (OTHERS, D): a tile of scores in registers
+//     mix        the tile as weights (16, OTHERS) of the others (OTHERS, D)
+// The result of the first lies in the registers just as the second wants it, rounded to bf16:
+// no score is ever written, not even to shared memory. For dk and dv the tile is that of the
+// transposed scores. Each sum is one warp's, in one order: the same bits every time.
+//
+// With TURN, q and k come as they are before RoPE, and dq and dk go there: they are turned on their
+// way into shared memory, and back on their way out. Nothing turned is ever written. That needs
+// S = T, and cos, sin (T, D/2) float, the angles of the places; without TURN nobody reads them.
+//
+// Constants: D, TURN, and WIDTH, which is 8.
+
+#define TILE 64
+#define WARPS 4
+#define THREADS (WARPS * WARP)
+#define OTHERS (D > 32 ? 32 : 64)  // so that all sums of a backward stay in registers
+#define PITCH (D + 8)              // rows of a tile lie an odd number of 16 bytes apart: no two of
+                                   // eight rows that are read together share a bank
+// How many blocks a multiprocessor should find registers for: they wait for memory in turn.
+#define FORWARD_BLOCKS (D > 64 ? 3 : 4)
+#define BACKWARD_BLOCKS (D > 64 || __CUDA_ARCH__ >= 1000 ? 2 : 3)
+#define LOG2_E 1.44269504f
+#define LN_2 0.693147181f
+
+// Rows first, first + 1, … of a head into a tile of ROWS rows; zeros where there are none.
+template <int ROWS>
+DEVICE void fetch(bf16* tile, const bf16* head, int first, int stop, long long stride) {
+    #pragma unroll
+    for (int i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
+        int row = i / (D / 8), c = i % (D / 8) * 8;
+        uint4 eight = {0, 0, 0, 0};
+        if (first + row < stop) eight = *(const uint4*)(head + (first + row) * stride + c);
+        *(uint4*)(tile + row * PITCH + c) = eight;
+    }
+}
+
+// The same of q or k: with TURN, channels c and c + D/2 are turned by the angle of plane c.
+template <int ROWS>
+DEVICE void fetch_turned(
+    bf16* tile, const bf16* head, int first, int stop, long long stride, const float* cos,
+    const float* sin) {
+#if TURN
+    #pragma unroll
+    for (int i = threadIdx.x; i < ROWS * (D / 16); i += THREADS) {
+        int row = i / (D / 16), c = i % (D / 16) * 8, place = first + row;
+        float x1[8] = {}, x2[8] = {}, turn[8], tilt[8];
+        if (place < stop) {
+            load(x1, head + place * stride + c);
+            load(x2, head + place * stride + c + D / 2);
+            load_floats(turn, cos + place * (D / 2) + c);
+            load_floats(tilt, sin + place * (D / 2) + c);
+            #pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float a = x1[j], b = x2[j];
+                x1[j] = a * turn[j] - b * tilt[j];
+                x2[j] = b * turn[j] + a * tilt[j];
+            }
+        }
+        store(tile + row * PITCH + c, x1);
+        store(tile + row * PITCH + c + D / 2, x2);
+    }
+#else
+    fetch<ROWS>(tile, head, first, stop, stride);
+#endif
+}
+
+// scores (16, OTHERS) = own (16, D) @ othersᵀ.
+DEVICE void compare(float (&scores)[OTHERS / 8][4], const bf16* own, const bf16* others) {
+    int lane = threadIdx.x % WARP;
+    #pragma unroll
+    for (int n = 0; n < OTHERS / 8; n++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) scores[n][i] = 0.0f;
+    #pragma unroll
+    for (int c = 0; c < D; c += 16) {
+        unsigned a[4], b[4];
+        load_matrices(a, own + lane % 16 * PITCH + c + lane / 16 * 8);
+        #pragma unroll
+        for (int n = 0; n < OTHERS / 8; n += 2) {
+            int row = n * 8 + lane % 8 + lane / 16 * 8;
+            load_matrices(b, others + row * PITCH + c + lane / 8 % 2 * 8);
+            multiply_add(scores[n], a, b[0], b[1]);
+            multiply_add(scores[n + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+// sums (16, D) += weights (16, OTHERS) @ others.
+DEVICE void mix(
+    float (&sums)[D / 8][4], const float (&weights)[OTHERS / 8][4], const bf16* others) {
+    int lane = threadIdx.x % WARP;
+    #pragma unroll
+    for (int k = 0; k < OTHERS / 16; k++) {
+        unsigned b[4], a[4] = {
+            to_bf16_pair(weights[2 * k][0], weights[2 * k][1]),
+            to_bf16_pair(weights[2 * k][2], weights[2 * k][3]),
+            to_bf16_pair(weights[2 * k + 1][0], weights[2 * k + 1][1]),
+            to_bf16_pair(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+        #pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            load_matrices_across(b, others + (k * 16 + lane % 16) * PITCH + n * 8 + lane / 16 * 8);
+            multiply_add(sums[n], a, b[0], b[1]);
+            multiply_add(sums[n + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+DEVICE void clear(float (&sums)[D / 8][4]) {
+    #pragma unroll
+    for (int n = 0; n < D / 8; n++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
+}
+
+// A lane holds numbers of two rows of its warp's 16, GROUP and GROUP + 8; number i of part n of a
+// tile stands in row ROW_OF(i) and column COLUMN_OF(n, i).
+#define GROUP (threadIdx.x % WARP / 4)
+#define ROW_OF(i) (GROUP + (i) / 2 * 8)
+#define COLUMN_OF(n, i) ((n) * 8 + threadIdx.x % 4 * 2 + (i) % 2)
+
+// Write the rows first, first + 1, … of a head that a warp owns.
+DEVICE void put(
+    const float (&sums)[D / 8][4], bf16* head, int first, int stop, long long stride) {
+    #pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        int row = first + ROW_OF(i);
+        if (row >= stop) continue;
+        #pragma unroll
+        for (int n = 0; n < D / 8; n++)
+            *(unsigned*)(head + row * stride + COLUMN_OF(n, 0)) =
+                to_bf16_pair(sums[n][i], sums[n][i + 1]);
+    }
+}
+
+// With TURN, turn the sums back: channels c and c + D/2 of a row are the same lane's.
+DEVICE void turn_back(
+    float (&sums)[D / 8][4], int first, int stop, const float* cos, const float* sin) {
+#if TURN
+    #pragma unroll
+    for (int n = 0; n < D / 16; n++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int place = first + ROW_OF(i);
+            if (place >= stop) continue;
+            float turn = cos[place * (D / 2) + COLUMN_OF(n, i)];
+            float tilt = sin[place * (D / 2) + COLUMN_OF(n, i)];
+            float a = sums[n][i], b = sums[n + D / 16][i];
+            sums[n][i] = a * turn + b * tilt;
+            sums[n + D / 16][i] = b * turn - a * tilt;
+        }
+#endif
+}
+
+// The sum or the maximum over the four lanes that share a row, in each of them.
+DEVICE float row_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+DEVICE float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forward(
+    const bf16* q, const bf16* k, const bf16* v, const float* cos, const float* sin,
+    bf16* y, float* lse, float scale,
+    int T, int S, int H, int G, long long q_batch, long long q_place, long long q_head,
+    long long k_batch, long long k_place, long long k_head) {
+    SHARED_MEMORY(memory);
+    bf16* queries = (bf16*)memory;           // (TILE, PITCH)
+    bf16* keys = queries + TILE * PITCH;     // (OTHERS, PITCH)
+    bf16* values = keys + OTHERS * PITCH;    // (OTHERS, PITCH)
+    int first = blockIdx.x * TILE, h = blockIdx.y, g = h / (H / G);
+    int own = threadIdx.x / WARP * 16;  // the warp's rows of the tile
+    long long b = blockIdx.z;
+    fetch_turned<TILE>(queries, q + b * q_batch + h * q_head, first, T, q_place, cos, sin);
+    float sums[D / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+    clear(sums);
+    float scale2 = scale * LOG2_E;  // 2 to the power of scores · log₂ e is exp(scores)
+    int stop = min(S, first + TILE + S - T);  // no query of the tile sees a key from here on
+    for (int s = 0; s < stop; s += OTHERS) {
+        __syncthreads();  // nobody reads the tiles before any more
+        fetch_turned<OTHERS>(keys, k + b * k_batch + g * k_head, s, S, k_place, cos, sin);
+        fetch<OTHERS>(values, v + b * k_batch + g * k_head, s, S, k_place);
+        __syncthreads();
+        if (s > first + own + 15 + S - T) continue;  // none of the warp's queries sees these keys
+        float scores[OTHERS / 8][4];
+        compare(scores, queries + own * PITCH, keys);
+        #pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int last = first + own + GROUP + 8 * r + S - T;  // the last key that the query sees
+            float high = peak[r], part = 0.0f;
+            #pragma unroll
+            for (int n = 0; n < OTHERS / 8; n++)
+                #pragma unroll
+                for (int i = 2 * r; i < 2 * r + 2; i++) {
+                    bool seen = s + COLUMN_OF(n, i) <= last;
+                    scores[n][i] = seen ? scores[n][i] * scale2 : -INFINITY;
+                    high = fmaxf(high, scores[n][i]);
+                }
+            high = row_max(high);
+            float shrink = fast_exp2(peak[r] - high);
+            #pragma unroll
+            for (int n = 0; n < OTHERS / 8; n++)
+                #pragma unroll
+                for (int i = 2 * r; i < 2 * r + 2; i++) {
+                    scores[n][i] = fast_exp2(scores[n][i] - high);
+                    part += scores[n][i];
+                }
+            total[r] = total[r] * shrink + row_sum(part);
+            peak[r] = high;
+            #pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                sums[n][2 * r] *= shrink;
+                sums[n][2 * r + 1] *= shrink;
+            }
+        }
+        mix(sums, scores, values);
+    }
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int t = first + own + GROUP + 8 * r;
+        float share = 1.0f / total[r];
+        #pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            sums[n][2 * r] *= share;
+            sums[n][2 * r + 1] *= share;
+        }
+        if (threadIdx.x % 4 == 0 && t < T)
+            lse[(b * H + h) * T + t] = peak[r] * LN_2 + logf(total[r]);
+    }
+    put(sums, y + (b * T * H + h) * D, first + own, T, (long long)H * D);
+}
+
+extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_queries(
+    const bf16* dy, const bf16* y, const bf16* q, const bf16* k, const bf16* v, const float* cos,
+    const float* sin, const float* lse, float* delta, bf16* dq, float scale,
+    int T, int S, int H, int G,
+    long long q_batch, long long q_place, long long q_head,
+    long long k_batch, long long k_place, long long k_head,
+    long long dq_batch, long long dq_place, long long dq_head) {
+    SHARED_MEMORY(memory);
+    bf16* queries = (bf16*)memory;            // (TILE, PITCH)
+    bf16* upstream = queries + TILE * PITCH;  // (TILE, PITCH), of dy
+    bf16* keys = upstream + TILE * PITCH;     // (OTHERS, PITCH)
+    bf16* values = keys + OTHERS * PITCH;     // (OTHERS, PITCH)
+    int first = blockIdx.x * TILE, h = blockIdx.y, g = h / (H / G);
+    int own = threadIdx.x / WARP * 16;
+    long long b = blockIdx.z;
+    fetch_turned<TILE>(queries, q + b * q_batch + h * q_head, first, T, q_place, cos, sin);
+    fetch<TILE>(upstream, dy + (b * T * H + h) * D, first, T, (long long)H * D);
+    float sums[D / 8][4], log_total[2], average[2], scale2 = scale * LOG2_E;
+    clear(sums);
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int t = first + own + GROUP + 8 * r;
+        long long row = ((b * T + t) * H + h) * D;
+        float sum = 0.0f;
+        for (int c = threadIdx.x % 4 * 8; t < T && c < D; c += 32) {
+            float a[8], d[8];
+            load(a, y + row + c);
+            load(d, dy + row + c);
+            #pragma unroll
+            for (int j = 0; j < 8; j++) sum += a[j] * d[j];
+        }
+        average[r] = row_sum(sum);
+        log_total[r] = t < T ? lse[(b * H + h) * T + t] * LOG2_E : 0.0f;
+        if (threadIdx.x % 4 == 0 && t < T) delta[(b * H + h) * T + t] = average[r];  // for dk
+    }
+    int stop = min(S, first + TILE + S - T);
+    for (int s = 0; s < stop; s += OTHERS) {
+        __syncthreads();
+        fetch_turned<OTHERS>(keys, k + b * k_batch + g * k_head, s, S, k_place, cos, sin);
+        fetch<OTHERS>(values, v + b * k_batch + g * k_head, s, S, k_place);
+        __syncthreads();
+        if (s > first + own + 15 + S - T) continue;
+        float p[OTHERS / 8][4], ds[OTHERS / 8][4];
+        compare(p, queries + own * PITCH, keys);
+        compare(ds, upstream + own * PITCH, values);
+        #pragma unroll
+        for (int n = 0; n < OTHERS / 8; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int t = first + own + ROW_OF(i);
+                bool seen = t < T && s + COLUMN_OF(n, i) <= t + S - T;
+                p[n][i] = seen ? fast_exp2(p[n][i] * scale2 - log_total[i / 2]) : 0.0f;
+                ds[n][i] = p[n][i] * (ds[n][i] - average[i / 2]) * scale;
+            }
+        mix(sums, ds, keys);
+    }
+    turn_back(sums, first + own, T, cos, sin);
+    put(sums, dq + b * dq_batch + h * dq_head, first + own, T, dq_place);
+}
+
+extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_keys(
+    const bf16* dy, const bf16* q, const bf16* k, const bf16* v, const float* cos,
+    const float* sin, const float* lse, const float* delta, bf16* dk, bf16* dv, float scale,
+    int T, int S, int H, int G,
+    long long q_batch, long long q_place, long long q_head,
+    long long k_batch, long long k_place, long long k_head,
+    long long dk_batch, long long dk_place, long long dk_head) {
+    SHARED_MEMORY(memory);
+    bf16* keys = (bf16*)memory;                  // (TILE, PITCH)
+    bf16* values = keys + TILE * PITCH;          // (TILE, PITCH)
+    bf16* queries = values + TILE * PITCH;       // (OTHERS, PITCH)
+    bf16* upstream = queries + OTHERS * PITCH;   // (OTHERS, PITCH), of dy
+    __shared__ float log_totals[OTHERS], averages[OTHERS];
+    int start = blockIdx.x * TILE, g = blockIdx.y, R = H / G;
+    int own = threadIdx.x / WARP * 16;
+    long long b = blockIdx.z;
+    fetch_turned<TILE>(keys, k + b * k_batch + g * k_head, start, S, k_place, cos, sin);
+    fetch<TILE>(values, v + b * k_batch + g * k_head, start, S, k_place);
+    float dk_sums[D / 8][4], dv_sums[D / 8][4], scale2 = scale * LOG2_E;
+    clear(dk_sums);
+    clear(dv_sums);
+    int begin = max(0, start - (S - T)) / OTHERS * OTHERS;  // queries before it see no key of these
+    for (int h = g * R; h < (g + 1) * R; h++) {
+        for (int first = begin; first < T; first += OTHERS) {
+            __syncthreads();
+            fetch_turned<OTHERS>(
+                queries, q + b * q_batch + h * q_head, first, T, q_place, cos, sin);
+            fetch<OTHERS>(upstream, dy + (b * T * H + h) * D, first, T, (long long)H * D);
+            if (threadIdx.x < OTHERS) {
+                int t = first + threadIdx.x;
+                log_totals[threadIdx.x] = t < T ? lse[(b * H + h) * T + t] * LOG2_E : 0.0f;
+                averages[threadIdx.x] = t < T ? delta[(b * H + h) * T + t] : 0.0f;
+            }
+            __syncthreads();
+            if (start + own > first + OTHERS - 1 + S - T) continue;
+            float p[OTHERS / 8][4], ds[OTHERS / 8][4];  // rows are keys, columns are queries
+            compare(p, keys + own * PITCH, queries);
+            compare(ds, values + own * PITCH, upstream);
+            #pragma unroll
+            for (int n = 0; n < OTHERS / 8; n++)
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int column = COLUMN_OF(n, i), t = first + column;
+                    bool seen = t < T && start + own + ROW_OF(i) <= t + S - T;
+                    p[n][i] = seen ? fast_exp2(p[n][i] * scale2 - log_totals[column]) : 0.0f;
+                    ds[n][i] = p[n][i] * (ds[n][i] - averages[column]) * scale;
+                }
+            mix(dv_sums, p, upstream);
+            mix(dk_sums, ds, queries);
+        }
+    }
+    turn_back(dk_sums, start + own, S, cos, sin);
+    put(dk_sums, dk + b * dk_batch + g * dk_head, start + own, S, dk_place);
+    put(dv_sums, dv + b * dk_batch + g * dk_head, start + own, S, dk_place);
+}

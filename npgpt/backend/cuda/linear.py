@@ -1,0 +1,88 @@
+"""Linear layers on a GPU: the matrix products, by cublasLt.
+
+The gradient of a weight is a sum over all tokens of a batch. It comes back in float32 whatever the
+activations are: a sum of so many terms, and the memory of AdamW that it goes into, need the
+places after the point that bfloat16 lacks.
+"""
+
+import numpy as np
+
+from npgpt.backend.cuda.compile import empty, say
+from npgpt.backend.cuda.cublaslt import open_library
+from npgpt.backend.cuda.matrices import lie
+
+f32 = np.dtype(np.float32)
+
+
+class Products:
+    """How products are made in this process.
+
+    Attributes: tf32, whether those of float32 numbers may read ten of their 23 binary places, which
+                is several times as fast; said, whether it was told that cublasLt is missing.
+    """
+
+    tf32 = False
+    said = False
+
+
+def linear_forward(x, w):
+    if w.ndim != 2 or w.shape[0] != x.shape[-1] or not _suits(x, w):
+        return NotImplemented
+    rows = _rows(x)  # (R, C)
+    y = empty((rows.shape[0], w.shape[1]), x.dtype)
+    multiply(y, rows, w)
+    return y.reshape(*x.shape[:-1], w.shape[1]), (x, w)
+
+
+def linear_backward(dy, cache):
+    x, w = cache
+    if dy.shape != (*x.shape[:-1], w.shape[1]) or dy.dtype != x.dtype or not _suits(x, w):
+        return NotImplemented
+    rows, drows = _rows(x), _rows(dy)  # (R, C), (R, N)
+    dx = empty(rows.shape, x.dtype)
+    multiply(dx, drows, w.T)
+    if lie(w)[0]:  # a turned view: its gradient should lie as the table does that it is a view of
+        dtable = empty(w.shape[::-1], f32)
+        multiply(dtable, drows.T, rows)
+        return dx.reshape(x.shape), dtable.T
+    dw = empty(w.shape, f32)
+    multiply(dw, rows.T, drows)
+    return dx.reshape(x.shape), dw
+
+
+def affine_backward(dy, cache):
+    result = linear_backward(dy, cache)
+    if result is NotImplemented:
+        return result
+    return *result, np.sum(_rows(dy), axis=0, dtype=f32)
+
+
+def multiply(out, a, b, add=None):
+    """out = a @ b, or add + a @ b, by cublasLt, or where that can't, by the array's own product.
+
+    Args:    out (m, n), without gaps; a (m, k), b (k, n), of one dtype; add, None, or as out.
+    """
+    library, reason = open_library()
+    if library is None:
+        _say_once(reason)
+    if library is None or not library.multiply(out, a, b, add, Products.tf32):
+        product = np.matmul(a.astype(f32), b.astype(f32))  # float32: so bfloat16 is summed as well
+        out[...] = (product if add is None else add.astype(f32) + product).astype(out.dtype)
+
+
+def _suits(x, w):
+    return x.dtype == w.dtype and x.size > 0 and w.size > 0 and lie(w) is not None
+
+
+def _rows(x):
+    """x as a matrix of its last axis, without gaps: a view where it can be."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _say_once(reason):
+    if not Products.said:
+        Products.said = True
+        say(
+            "cublasLt can't be used, so matrix products go by way of CuPy, which is slower: "
+            f"{reason}"
+        )

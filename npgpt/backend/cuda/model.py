@@ -1,0 +1,37 @@
+"""What the model does between its layers, on a GPU: as the layers there, 16 bytes at a time."""
+
+from npgpt.backend.cuda import elementwise, loss
+from npgpt.backend.cuda.compile import contiguous, empty, source, width_for
+
+THREADS = 128  # of a block, as in model.cu
+MOST_ROWS = 2**31 - 1  # blocks of a grid
+
+
+def meet(a, b):
+    return elementwise.add(a, b)
+
+
+def join_qkv(q, k, v):
+    B, T, H, D = q.shape
+    G = k.shape[2]
+    if k.shape != (B, T, G, D) or v.shape != k.shape or not 0 < B * T <= MOST_ROWS:
+        return NotImplemented
+    if q.size == 0 or not q.dtype == k.dtype == v.dtype:
+        return NotImplemented
+    q, k, v = contiguous(q), contiguous(k), contiguous(v)
+    y = empty((B, T, (H + 2 * G) * D), q.dtype)
+    width = width_for(D, q, k, v, y)
+    source("model.cu", q.dtype, WIDTH=width).launch(
+        "join", (B * T,), (THREADS,), (q, k, v, y, H * D, G * D)
+    )
+    return y
+
+
+def loss_and_dlogits(logits, targets, scale):
+    forward = NotImplemented
+    if logits.flags.c_contiguous:
+        forward = loss.cross_entropy_forward(logits, targets)
+    if forward is NotImplemented:
+        return NotImplemented
+    mean, cache = forward
+    return mean, loss.backward_in_place(scale, cache)

@@ -1,0 +1,39 @@
+"""RMSNorm on a GPU: limited by memory, so each number is fetched from it once."""
+
+from npgpt.backend.cuda.columns import sum_columns
+from npgpt.backend.cuda.compile import FLOAT32, contiguous, empty, source, width_for
+
+WARPS = 4  # of a block, as in rmsnorm.cu
+THREADS = 32 * WARPS
+MOST_PARTS = 1024  # rows of partial sums of dw: as many blocks as fill a large GPU
+MOST_CHANNELS = 3072  # WARPS sums of so many channels fit into 48 KB of shared memory
+
+
+def rmsnorm_forward(x, w, eps=1e-5):
+    if w.shape != x.shape[-1:] or x.size == 0 or w.dtype != x.dtype:
+        return NotImplemented
+    rows, gain = contiguous(x), contiguous(w)
+    C = x.shape[-1]
+    N = x.size // C
+    y, rstd = empty(x.shape, x.dtype), empty((*x.shape[:-1], 1), FLOAT32)
+    source("rmsnorm.cu", x.dtype, WIDTH=width_for(C, rows, gain, y)).launch(
+        "rmsnorm_forward", (-(-N // WARPS),), (THREADS,), (rows, gain, y, rstd, N, C, eps)
+    )
+    return y, (x, w, rstd)
+
+
+def rmsnorm_backward(dy, cache):
+    x, w, rstd = cache
+    C = x.shape[-1]
+    if dy.shape != x.shape or x.size == 0 or C > MOST_CHANNELS or rstd.dtype != FLOAT32:
+        return NotImplemented
+    rows, drows, gain, rstd = (contiguous(z) for z in (x, dy, w, rstd))
+    N = x.size // C
+    parts = min(-(-N // WARPS), MOST_PARTS)
+    dx, partial = empty(x.shape, x.dtype), empty((parts, C), FLOAT32)
+    source("rmsnorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, gain, dx)).launch(
+        "rmsnorm_backward", (parts,), (THREADS,),
+        (drows, rows, gain, rstd, dx, partial, N, C),
+        shared_bytes=WARPS * C * 4,
+    )  # fmt: skip
+    return dx, sum_columns(partial)

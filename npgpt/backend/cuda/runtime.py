@@ -1,0 +1,74 @@
+"""Streams, events, page-locked memory and graphs: what a training step asks of CuPy.
+
+A stream is a queue: what is put into it runs in that order, while the program goes on. The step has
+one of its own, and a second one for uploads, which run beside it. An event is a mark in a
+queue that another queue, or the program, can wait for. A graph is a queue that was written down
+once, and is run again with a single call.
+"""
+
+import contextlib
+
+
+class Runtime:
+    """The streams and the memory of a training run, on the current GPU.
+
+    From now on all that this thread asks of the GPU goes into `stream`, training and validation
+    alike: one queue, so that nothing has to wait for anything else.
+    """
+
+    def __init__(self):
+        import cupy
+
+        self.cupy = cupy
+        cupy.cuda.Device().synchronize()  # what was made in the stream of before is whole
+        # Non-blocking: a graph can't be recorded in a stream that waits for the default one.
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.uploads = cupy.cuda.Stream(non_blocking=True)
+        self.stream.use()
+        # A graph reads and writes the addresses that it was recorded with. This pool is asked by
+        # nobody but the step, so that nobody else is ever given one of them.
+        self.pool = cupy.cuda.MemoryPool()
+
+    def pinned(self, shape, dtype):
+        """An array of the host that the GPU can read by itself, while the program goes on."""
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
+
+    def event(self):
+        return self.cupy.cuda.Event(disable_timing=True)
+
+    def send(self, device, host):
+        """Copy an array of the host, page-locked, to the device, in the queue of uploads."""
+        device.set(host, stream=self.uploads)
+
+    def step_memory(self):
+        """A context in which new arrays come from the step's own pool."""
+        return self.cupy.cuda.using_allocator(self.pool.malloc)
+
+    def record(self, function):
+        """Write down what a function would have done, instead of doing it.
+
+        Args:    function, of nothing, that only puts things into the stream.
+        Returns: a function that does it, as often as it is called.
+        """
+        self.stream.begin_capture()
+        try:
+            function()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self.stream.end_capture()
+            raise
+        graph = self.stream.end_capture()
+        graph.upload(self.stream)
+        return lambda: graph.launch(self.stream)
+
+    def wait(self):
+        """Wait until all that is in the queue is done."""
+        self.stream.synchronize()
+
+    def memory_bytes(self):
+        """(in use or kept for the next step, all that the GPU has free and we have) in bytes."""
+        held = self.pool.total_bytes() + self.cupy.get_default_memory_pool().total_bytes()
+        free, _ = self.cupy.cuda.runtime.memGetInfo()
+        return held, free + held

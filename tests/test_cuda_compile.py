@@ -1,0 +1,95 @@
+"""The CUDA kernels, compiled for real GPUs by NVIDIA's own compiler, which needs no GPU.
+
+Two things that would make a kernel slow, and that no result shows, are read off the compiler's
+report: numbers that found no place in a register and are kept in memory instead, and more
+registers than let enough threads run side by side.
+"""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+nvrtc = pytest.importorskip("cuda_on_cpu.nvrtc", reason="cuda-bindings is not installed")
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+
+from cuda_on_cpu.variants import FLOAT32, attention, attention_on_tensor_cores, variants  # noqa: E402
+
+from npgpt.backend.cuda import compile as cuda  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Turing knows no bfloat16; from Ampere on, all of it.
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+MOST_REGISTERS = {
+    "columns.cu": 64,
+    "elementwise.cu": 32,
+    "embedding.cu": 64,
+    "loss.cu": 48,
+    "model.cu": 48,
+    "optim.cu": 64,
+    "rmsnorm.cu": 80,
+    "rope.cu": 40,
+    "steps.cu": 32,
+    "swiglu.cu": 48,
+    "attention.cu": 128,  # 65,536 of a multiprocessor, for two blocks of 256 threads
+    "attention_mma.cu": 255,  # for two blocks of 128 threads, where D is 128
+}
+
+
+def sources_for(architecture):
+    """What runs on a GPU; of what is much alike on all of them, not everything on each."""
+    sources = [attention(FLOAT32, 4, 64), *variants(FLOAT32, 4)]
+    if architecture >= 80:
+        sources += [attention_on_tensor_cores(BFLOAT16, 64, turn=1), *variants(BFLOAT16, 8)]
+    if architecture in (80, 90, 120):
+        sources += [attention_on_tensor_cores(BFLOAT16, 128, turn=1)]
+    if architecture == 90:
+        sources += [attention_on_tensor_cores(BFLOAT16, 64)]
+    if architecture == 80:
+        sources += [attention(BFLOAT16, 8, 64), attention(FLOAT32, 4, 128)]
+    return sources
+
+
+def test_no_file_is_left_out():
+    compiled = {source.name for a in (75, 90) for source in sources_for(a)}
+    assert compiled == {path.name for path in cuda.HERE.glob("*.cu")} == set(MOST_REGISTERS)
+
+
+@pytest.fixture(scope="module")
+def logs():
+    """The compiler's reports for all GPUs; as it works on one text at a time, in two processes."""
+    jobs = [(a, source) for a in ARCHITECTURES for source in sources_for(a)]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(nvrtc.compiled, [s.text() for _, s in jobs], [a for a, _ in jobs])
+        return {job: log for job, log in zip(jobs, found)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile_without_spills(architecture, logs):
+    for source in sources_for(architecture):
+        kernels = nvrtc.report(logs[architecture, source])
+        assert set(kernels) == set(source.signatures)
+        for kernel, (registers, spilled, stack) in kernels.items():
+            assert spilled == stack == 0, f"{source.name}, {kernel}"
+            assert registers <= MOST_REGISTERS[source.name], f"{source.name}, {kernel}"
+
+
+def test_the_report_shows_a_spill():
+    """More numbers in use at once than there are registers: the check must be able to fail."""
+    text = """extern "C" __global__ void __launch_bounds__(1024) many(volatile float* x) {
+        float a[99];
+        #pragma unroll
+        for (int i = 0; i < 99; i++) a[i] = x[i];
+        #pragma unroll
+        for (int i = 0; i < 99; i++) x[i] = a[98 - i];
+    }"""
+    _, spilled, _ = nvrtc.report(nvrtc.compiled(text, 90))["many"]
+    assert spilled > 0
+
+
+def test_a_text_that_is_no_program_is_refused():
+    with pytest.raises(RuntimeError, match="error"):
+        nvrtc.compiled('extern "C" __global__ void broken(float* x) { *x = y; }', 90)

@@ -1,0 +1,128 @@
+"""Whole programs on a GPU that does not exist: fake_cupy stands in for CuPy.
+
+Its arrays refuse to meet those of the host, its kernels are the real sources on a processor. So
+what is tried here is everything but speed: train.py, --resume, generate.py, and the benchmark.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_on_cpu.runner import compiler_version
+
+from benchmarks.gpu.__main__ import write_tables
+
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+SMALL = (
+    "--preset tiny --words 3000 --vocab-size 280 --block-size 8 --n-layer 1 --n-embd 32 "
+    "--n-head 2 --n-hidden 32 --batch-size 2 --accumulate 2 --steps 4 --log-every 2 --eval-every 4 "
+    "--eval-tokens 40 --sample-every 3 --sample-tokens 2 --save-every 2 --valid-fraction 0.01"
+).split()
+needs_compiler = pytest.mark.skipif(compiler_version() is None, reason="there is no C++ compiler")
+
+
+def program(*words, cwd, fake=True, **environment):
+    """Run a program of the project; with a CuPy that is a fake, or with none."""
+    folders = [TESTS / "fake_cupy", TESTS] if fake else []
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*folders, ROOT])),
+        "OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **environment,
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True,
+        text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+
+def train(cwd, *words, **environment):
+    return program(ROOT / "train.py", "--backend", "cupy", *words, cwd=cwd, **environment)
+
+
+def read_losses(folder):
+    lines = (folder / "runs" / "a" / "log.jsonl").read_text("utf-8").splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+
+
+@needs_compiler
+def test_a_run_is_trained_resumed_and_heard(tmp_path):
+    done = train(tmp_path, *SMALL, "--run", "a")
+    assert done.returncode == 0, done.stderr
+    assert "preset tiny, seed 1, cupy, bf16\n" in done.stdout
+    assert "of the GPU's" in done.stdout and "step 4/4 | loss" in done.stdout
+    assert "so matrix products go by way of CuPy" in done.stderr
+    assert "can't be recorded as a CUDA graph" in done.stderr
+    losses = read_losses(tmp_path)
+    assert sorted(losses) == [1, 2, 3, 4]
+
+    done = train(tmp_path, "--resume", "--steps", "5", "--dtype", "float32", "--no-graph")
+    assert done.returncode == 0, done.stderr
+    assert "cupy, float32\n" in done.stdout and "CUDA graph" not in done.stderr
+    assert sorted(read_losses(tmp_path)) == [1, 2, 3, 4, 5]
+
+    for dtype in ("float32", "bf16"):
+        done = program(
+            ROOT / "generate.py", "--backend", "cupy", "--dtype", dtype, "--prompt", "A",
+            "--max-new-tokens", "2", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0 and done.stdout.startswith("A"), done.stderr
+
+
+@needs_compiler
+def test_the_text_trains_on_a_gpu_and_the_kernels_as_it_does(tmp_path):
+    losses = {}
+    for kernels in ("off", "on"):
+        folder = tmp_path / kernels
+        folder.mkdir()
+        done = train(folder, *SMALL, "--dtype", "float32", "--run", "a", NPGPT_KERNELS=kernels)
+        assert done.returncode == 0, done.stderr
+        losses[kernels] = read_losses(folder)
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", ["parity,steps", "parity,ceilings,kernels,steps,generate,train"])
+def test_without_a_gpu_the_benchmark_says_so(tmp_path, parts):
+    code = (
+        "import sys; sys.modules['cupy'] = None; sys.argv[1:] = ['--parts', sys.argv[1]]; "
+        "import runpy; runpy.run_module('benchmarks.gpu', run_name='__main__')"
+    )
+    done = program("-c", code, parts, cwd=tmp_path, fake=False)
+    assert done.returncode == 2
+    assert done.stdout.count("not measured: it needs a GPU") == len(parts.split(","))
+    assert done.stderr.count("\n") == 1 and "nothing was measured: " in done.stderr
+
+
+def test_a_part_that_fails_is_told_and_the_next_one_runs(tmp_path):
+    words = ("-m", "benchmarks.gpu", "--parts", "generate,train", "--limit", "0.2", "--out", "out")
+    done = program(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 2 bars met" in done.stdout
+    table = (tmp_path / "out" / "gpu.md").read_text("utf-8")
+    assert "A GPU that does not exist" in table
+    for part in ("generate", "train"):
+        assert f"| {part} | {part} failed: it took longer than 0 s |" in table
+    assert program(*words, "--check", cwd=tmp_path).returncode == 1
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    done = program("-m", "benchmarks.gpu", "--parts", "speed", cwd=tmp_path)
+    assert done.returncode == 2 and "--parts has no 'speed': choose from parity, " in done.stderr
+
+
+def test_the_table_says_what_when_and_whether(tmp_path):
+    facts = dict(date="2026-01-02", gpu="H", processor="P", python="3", versions={"cupy": "14"})
+    row = dict(part="steps", name="n", value=1234.5, unit="x", at_least=1.0, at_most=None, met=True)
+    rows = [row, {**row, "value": None, "at_least": None, "at_most": 2.0, "met": False}]
+    write_tables(tmp_path, facts, rows)
+    lines = (tmp_path / "gpu.md").read_text("utf-8").splitlines()
+    assert lines[0] == "Measured on 2026-01-02: H, P, Python 3, cupy 14"
+    assert lines[-2:] == [
+        "| steps | n | 1,234 x | ≥ 1 | met |",
+        "| steps | n |  | ≤ 2 | **missed** |",
+    ]
+    assert json.loads((tmp_path / "gpu.json").read_text("utf-8"))["rows"] == rows
