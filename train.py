@@ -5,6 +5,7 @@
     python train.py --data shakespeare --tokenizer char
     python train.py --data tinystories --preset tinystories-4m
     python train.py --data tinystories --backend cupy
+    python train.py --init-from RUN --data mine.txt  go on with a trained model on a text of yours
     python train.py --resume                        go on with the run that was stopped last
     python generate.py                              hear what it has learned
 
@@ -32,11 +33,12 @@ import time
 import numpy as np
 
 from npgpt import plan
-from npgpt.backend import select_backend, to_host
+from npgpt.backend import kernels_compiled_ahead, select_backend, to_host
 from npgpt.cli import main_with_errors, parse
 from npgpt.data import get_batch, num_rows
+from npgpt.diagnose import first_bad_tensor
 from npgpt.errors import UserError
-from npgpt.model import count_parameters
+from npgpt.model import Chance, count_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import keep_freed_memory
 from npgpt.plot import plot_run
@@ -44,6 +46,8 @@ from npgpt.runlog import RunLog
 from npgpt.runs import typed
 from npgpt.settings import Settings, with_preset
 from npgpt.training import new_run, resumed_run
+
+MOST_UNKNOWN = 100  # steps whose losses nobody has asked for: what is lost if the computer stops
 
 
 def train(run, log, peak=None):
@@ -53,53 +57,140 @@ def train(run, log, peak=None):
     Returns: True if the run is finished, False if it was interrupted.
     Raises:  UserError if the gradient is not finite.
     """
-    s, xp = run.settings, run.xp
-    rows = s.batch_size * s.accumulate
-    losses, seconds = [], []  # since the last log line
+    s = run.settings
+    ledger = Ledger(run, log, peak)
     with contextlib.closing(run.batches()) as batches, Interrupt() as interrupt:
         while run.step < s.steps and not interrupt.asked:
             if run.step % s.eval_every == 0:
                 run.validate(log, s.eval_tokens)
+                if run.is_stalled:
+                    log.say(f"no better validation since step {run.best_step}: this is the end")
+                    break
             if run.step and s.sample_every and run.step % s.sample_every == 0:
                 run.write_sample(log)
             if run.step and run.step % s.save_every == 0:
                 run.save()
 
-            started = time.perf_counter()
+            ledger.start()
             ids, targets = next(batches)  # of this step: run.batches begins with run.step
-            run.grads.flat[...] = 0.0
-            loss = 0.0
-            for first in range(0, rows, s.batch_size):
-                part = slice(first, first + s.batch_size)
-                loss += run.workers.loss_and_gradients(
-                    run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
-                    run.config, scale=1.0 / s.accumulate,
-                )  # fmt: skip
-            norm = clip_gradient(run.grads.flat, s.clip, run.workers.map)
-            if not math.isfinite(norm):  # before the update: the weights are still whole
-                run.save()
-                raise UserError(
-                    f"the gradient of step {run.step + 1} is not finite; the weights before it "
-                    f"are saved in {run.dir}: start a new run with a smaller --lr than {s.lr}"
-                )
-            lr = cosine_schedule(run.step, s.warmup_steps, s.steps, s.lr, s.min_lr)
-            run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map)
+            lr = cosine_schedule(
+                run.step, s.warmup_steps, s.steps, s.lr, s.min_lr, s.restart_steps, s.restart_growth
+            )
+            if run.gpu is not None:
+                run.gpu.take(ids, targets, lr)  # the same as take_step, and waits for nothing
+            else:
+                ledger.results.append(take_step(run, ids, targets, lr))
             run.step += 1
-
-            losses.append(float(to_host(loss)) / s.accumulate)
-            seconds.append(time.perf_counter() - started)
-            run.seconds += seconds[-1]
-            ms = round(1e3 * seconds[-1], 2)
-            log.record(step=run.step, loss=losses[-1], lr=lr, norm=norm, ms=ms)
-            log.advance()
-            if run.step % s.log_every == 0 or run.step == s.steps:
-                log.say(log_line(run, np.mean(losses), lr, norm, np.mean(seconds), peak))
-                losses, seconds = [], []
-        finished = run.step == s.steps
+            ledger.settle(lr)
+        ledger.settle()
+        finished = run.step == s.steps or run.is_stalled
         if finished:
             run.validate(log)
         run.save()
     return finished
+
+
+def take_step(run, ids, targets, lr):
+    """Forward, backward, clipping, AdamW: one step of training.
+
+    Args:    run; ids, targets (batch_size · accumulate, T) int, on the host; lr.
+    Returns: loss; norm of the gradient. If that is not finite, the weights are as before.
+    """
+    s, xp = run.settings, run.xp
+    run.grads.flat[...] = 0.0
+    loss = 0.0
+    for first in range(0, len(ids), s.batch_size):
+        part = slice(first, first + s.batch_size)
+        loss += run.workers.loss_and_gradients(
+            run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
+            run.config, scale=1.0 / s.accumulate,
+            chance=Chance(s.seed, run.step, first), smoothing=s.label_smoothing,
+        )  # fmt: skip
+    norm = clip_gradient(run.grads.flat, s.clip, run.workers.map)
+    if math.isfinite(norm):
+        run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map)
+    return float(to_host(loss)) / s.accumulate, norm
+
+
+class Ledger:
+    """Losses, norms and times: what was taken, and not yet told.
+
+    On a GPU a step is only asked for, and its loss is known later: so it is looked up when it is
+    wanted, for all steps since the last time together.
+
+    Attributes: results, a list of (loss, norm) of the steps taken since they were last logged.
+    """
+
+    def __init__(self, run, log, peak):
+        self.run, self.log, self.peak = run, log, peak
+        self.results, self.rates = [], []  # of the steps that are not logged yet
+        self.losses, self.seconds = [], []  # of those since the last line
+        self.started = None
+
+    def start(self):
+        """A step begins: its time counts from here, if that of the one before does not go on."""
+        if self.started is None:
+            self.started = time.perf_counter()
+
+    def settle(self, lr=None):
+        """Log the steps up to now, if their results are here, or wanted.
+
+        Args:    lr, of the step that was just taken; None if the loop has ended.
+        Raises:  UserError if a gradient was not finite.
+        """
+        run, s = self.run, self.run.settings
+        if lr is not None:
+            self.rates.append(lr)
+            self.log.advance()
+            every = (s.log_every, s.eval_every, s.sample_every, s.save_every, MOST_UNKNOWN)
+            wanted = run.step == s.steps or any(n and run.step % n == 0 for n in every)
+            if run.gpu is not None and not wanted:
+                return
+        if not self.rates:
+            return
+        if run.gpu is not None:
+            self.results = run.gpu.results()
+        each = (time.perf_counter() - self.started) / len(self.results)
+        first = run.step - len(self.results)
+        for step, (rate, (loss, norm)) in enumerate(zip(self.rates, self.results), first + 1):
+            if not math.isfinite(norm):  # and the weights are those from before that step
+                run.step = run.optimizer.step = step - 1
+                run.save()
+                raise UserError(
+                    f"the gradient of step {step} is not finite; the weights before it "
+                    f"are saved in {run.dir}: start a new run with a smaller --lr than {s.lr}"
+                    f"{what_went_bad(run)}"
+                )
+            self.losses.append(loss)
+            self.seconds.append(each)
+            run.seconds += each
+            self.log.record(step=step, loss=loss, lr=rate, norm=norm, ms=round(1e3 * each, 2))
+        self.results, self.rates, self.started = [], [], None
+        if lr is not None and (run.step % s.log_every == 0 or run.step == s.steps):
+            mean, seconds = np.mean(self.losses), np.mean(self.seconds)
+            self.log.say(log_line(run, mean, lr, norm, seconds, self.peak))
+            self.losses, self.seconds = [], []
+
+
+def what_went_bad(run):
+    """Take the step after run.step again, name its first bad tensor, and keep its batch.
+
+    Returns: the end of a sentence. The batch is kept as bad_batch.npz in the run's folder.
+    """
+    s = run.settings
+    rows = s.batch_size * s.accumulate
+    ids, targets = get_batch(run.train_tokens, s.seed, run.step, rows, s.block_size)
+    with contextlib.suppress(OSError):
+        np.savez(run.dir / "bad_batch.npz", ids=ids, targets=targets, step=run.step)
+    for first in range(0, rows, s.batch_size):
+        part = slice(first, first + s.batch_size)
+        bad = first_bad_tensor(
+            run.params, run.xp.asarray(ids[part]), run.xp.asarray(targets[part]), run.config,
+            Chance(s.seed, run.step, first), s.label_smoothing,
+        )  # fmt: skip
+        if bad:
+            return f" (the first tensor to go bad: {bad}; the batch is in bad_batch.npz)"
+    return " (each tensor is finite, but their squares add up to more than a number can hold)"
 
 
 class Interrupt:
@@ -148,18 +239,21 @@ def print_plan(run):
     epochs = s.steps * rows / num_rows(run.train_tokens, s.block_size)
     for _ in range(2):  # in the first one kernels are compiled, and memory is found
         started = time.perf_counter()
-        ids, targets = get_batch(run.train_tokens, s.seed, run.step, s.batch_size, s.block_size)
-        loss = run.workers.loss_and_gradients(
-            run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), config
-        )
-        float(to_host(loss))  # waits for a GPU to finish
+        rehearse(run)
     step_seconds = (time.perf_counter() - started) * s.accumulate
-    memory = plan.training_bytes(config, s.batch_size, s.threads, run.workers.most_rows)
+    memory = plan.training_bytes(
+        config,
+        s.batch_size,
+        s.threads,
+        run.workers.most_rows,
+        bf16=run.gpu is not None and run.gpu.has_shadow,
+    )
     disk = plan.checkpoint_bytes(config, s.keep)
     free = shutil.disk_usage(run.dir).free
+    threads = f"{s.threads} thread{'s' if s.threads > 1 else ''}"
     print(
         f"\n{run.dir}, preset {s.preset}, seed {s.seed}, {s.backend}, "
-        f"{s.threads} thread{'s' if s.threads > 1 else ''}\n"
+        f"{threads if run.gpu is None else run.gpu.how.dtype}\n"
         f"  model    {count_parameters(config):,} parameters: {config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} channels, {config.n_hidden} hidden, "
         f"vocabulary {config.vocab_size:,}, context {config.block_size}\n"
@@ -181,6 +275,18 @@ def print_plan(run):
         )
 
 
+def rehearse(run):
+    """Forward and backward once, for what a step costs: nothing changes."""
+    s = run.settings
+    ids, targets = get_batch(run.train_tokens, s.seed, run.step, s.batch_size, s.block_size)
+    if run.gpu is not None:
+        return run.gpu.rehearse(ids, targets)
+    loss = run.workers.loss_and_gradients(
+        run.params, run.grads, run.xp.asarray(ids), run.xp.asarray(targets), run.config
+    )
+    float(to_host(loss))  # waits for a GPU to finish
+
+
 @np.errstate(over="ignore", invalid="ignore")  # train says once, in a sentence, what overflowed
 def main(settings, given):
     """Train as the settings say: prepare or resume, tell the plan, loop, and draw the curve.
@@ -190,13 +296,16 @@ def main(settings, given):
     """
     xp = select_backend(settings.backend)
     keep_freed_memory()
-    if settings.resume:
-        run = resumed_run(settings, given, xp)
-    else:
-        run = new_run(with_preset(settings, given), xp)
+    with kernels_compiled_ahead() if xp is np else contextlib.nullcontext():
+        if settings.resume:
+            run = resumed_run(settings, given, xp)
+        else:
+            run = new_run(with_preset(settings, given), xp)
     print_plan(run)
-    log = RunLog(run.dir, run.step, run.settings.steps)
-    peak = plan.measure_matmul_peak(run.workers) if xp is np else None
+    log = RunLog(run.dir, run.step, run.settings.steps, run.settings.tensorboard)
+    peak = None if run.gpu is None else run.gpu.measure_matmul_peak()
+    if xp is np:
+        peak = plan.measure_matmul_peak(run.workers)
     try:
         finished = train(run, log, peak)
         if finished:
@@ -209,8 +318,9 @@ def main(settings, given):
         return 130
     memory = plan.peak_memory_bytes()
     print(
-        f"finished {run.settings.steps} steps in {plan.human_time(run.seconds)}"
+        f"finished {run.step} steps in {plan.human_time(run.seconds)}"
         + (f", {plan.human_bytes(memory)} of memory at most" if memory else "")
+        + (f", {plan.human_bytes(run.gpu.memory_bytes())} of the GPU's" if run.gpu else "")
         + f"\ncheckpoint {run.dir / 'checkpoints'}"
     )
     try:

@@ -10,8 +10,8 @@ layer's rows in cases.py. The errors are relative to the largest entry of the gr
 The second table has the checks of what no derivative can see: that the future stays hidden,
 that inputs aren't written to, that float32 stays float32, what the optimizer promises.
 
-With --mutants, the program is made faulty on purpose, in about a hundred ways, one at a
-time, and for each fault it's told which of those same checks saw it. --verbose shows each fault
+With --mutants, the program is made faulty on purpose, in more than a hundred and sixty ways, one at
+a time, and for each fault it's told which of those same checks saw it. --verbose shows each fault
 as a diff. Read them: they are the bugs that you will write one day.
 
 The exit status is 0 if all is well, 1 if a check fails or a mutant survives, and 2 if the
@@ -77,7 +77,7 @@ def run_checks(layers, every_row):
 def derivative_table(layers, every_row):
     """Print the witnesses' errors; return the list of verdicts, and the worst errors in words."""
     print("Each derivative against two witnesses, which know only the forward; relative errors\n")
-    print(paint(f"{'layer':11}{'argument':20}{'shape':14}{'rows':>4}"
+    print(paint(f"{'layer':11}{'argument':24}{'shape':14}{'rows':>4}"
                 f"{'central':>10}{'complex':>10}  verdict", BOLD))  # fmt: skip
     verdicts, worst_central, worst_complex = [], 0.0, 0.0
     for layer in layers:
@@ -93,13 +93,13 @@ def derivative_table(layers, every_row):
                 worst_central = max(worst_central, central)
                 worst_complex = max(worst_complex, top.complex)
                 verdicts.append(all(line.ok for line in lines))
-                print(f"{label:11}{argument:20}{top.shape!s:14}{len(lines):>4}{number(central)}"
+                print(f"{label:11}{argument:24}{top.shape!s:14}{len(lines):>4}{number(central)}"
                       f"{number(top.complex)}  {verdict(verdicts[-1])}")  # fmt: skip
                 label = ""
             together = max(report.direction for report in group)
             worst_complex = max(worst_complex, together)
             verdicts.append(together <= DIRECTION_BAR)
-            print(f"{label:11}{paint('together'.ljust(34), DIM)}{len(group):>4}{'':10}"
+            print(f"{label:11}{paint('together'.ljust(38), DIM)}{len(group):>4}{'':10}"
                   f"{number(together)}  {verdict(verdicts[-1])}")  # fmt: skip
     print()
     return verdicts, (

@@ -20,19 +20,38 @@ import numpy as np
 
 from npgpt import model
 from npgpt.layers import (
+    affine_backward,
+    affine_forward,
     attention_backward,
     attention_forward,
     cross_entropy_backward,
     cross_entropy_forward,
+    dropout_backward,
+    dropout_forward,
+    dropout_key,
     embedding_backward,
     embedding_forward,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_forward,
+    position_backward,
+    position_forward,
+    relu_backward,
+    relu_forward,
     rmsnorm_backward,
     rmsnorm_forward,
+    rope_attention_backward,
+    rope_attention_forward,
     rope_backward,
     rope_forward,
     rope_table,
+    smooth_cross_entropy_backward,
+    smooth_cross_entropy_forward,
     swiglu_backward,
     swiglu_forward,
 )
@@ -113,6 +132,9 @@ class Case:
 # Models have no plain pair of functions: these make one, so that a model is a row like any other.
 
 
+CHANCE = model.Chance(seed=1, step=2, row=3)  # heeded by the rows whose config has dropout
+
+
 def heads_split_forward(qkv, config):
     return model.split_qkv(qkv, config), None
 
@@ -129,8 +151,14 @@ def heads_join_backward(dy, cache):
     return model.split_qkv(dy, cache)
 
 
-def block_forward(x, cos, sin, config, **params):
-    y, cache = model.block_forward(x, params, (cos, sin), config)
+def without_bias_backward(dy, cache):
+    """layernorm_backward where the forward had no b: its gradient is nobody's."""
+    dx, dw, _ = layernorm_backward(dy, cache)
+    return dx, dw
+
+
+def block_forward(x, config, cos=None, sin=None, **params):
+    y, cache = model.block_forward(x, params, (cos, sin), config, chance=CHANCE)
     return y, (cache, params, config)
 
 
@@ -144,7 +172,7 @@ def block_backward(dy, cache):
 
 def logits_forward(ids, config, **params):
     params = _one_buffer(config, params)
-    logits, cache = model.forward(params, ids, config)
+    logits, cache = model.forward(params, ids, config, chance=CHANCE)
     return logits, (cache, params, config)
 
 
@@ -155,7 +183,7 @@ def logits_backward(dy, cache):
     return tuple(grads.values())
 
 
-def loss_forward(ids, targets, config, **params):
+def loss_forward(ids, targets, config, smoothing=0.0, **params):
     """The mean loss of one or more batches, as when gradients are accumulated.
 
     ids and targets are (k, B, T): k batches, of which each has 1/k of the loss.
@@ -163,17 +191,18 @@ def loss_forward(ids, targets, config, **params):
     params = _one_buffer(config, params)
     losses = []
     for batch, target in zip(ids, targets):
-        logits, _ = model.forward(params, batch, config)
-        loss, _ = cross_entropy_forward(logits, target)
+        logits, _ = model.forward(params, batch, config, chance=CHANCE)
+        loss, _ = smooth_cross_entropy_forward(logits, target, smoothing)
         losses.append(loss)
-    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config)
+    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config, smoothing)
 
 
 def loss_backward(dy, cache):
-    ids, targets, params, config = cache
+    ids, targets, params, config, smoothing = cache
     grads = params.zeros_like()
     for batch, target in zip(ids, targets):
-        model.loss_and_gradients(params, grads, batch, target, config, scale=dy / len(ids))
+        scale = dy / len(ids)
+        model.loss_and_gradients(params, grads, batch, target, config, scale, CHANCE, smoothing)
     return tuple(grads.values())
 
 
@@ -196,6 +225,11 @@ def normal(scale=1.0, **shapes):
     return lambda rng: {n: scale * rng.standard_normal(shape) for n, shape in shapes.items()}
 
 
+def biased(x, w):
+    """Affine's inputs: x, w, and a bias for each column of w."""
+    return normal(x=x, w=w, b=w[1:])
+
+
 def tied(x, w):
     """Linear's inputs with w as the transpose of a table: a view, not in order of memory."""
     return lambda rng: {"x": rng.standard_normal(x), "w": rng.standard_normal(w[::-1]).T}
@@ -211,17 +245,23 @@ def tokens(ids, V, C, used=None):
     return make
 
 
-def rows(shape, scale=1.0, unit_gain=False, zero_row=False, eps=1e-5):
-    """RMSNorm's inputs: x of a scale, and gains around 1."""
+def rows(shape, scale=1.0, unit_gain=False, zero_row=False, eps=1e-5, bias=False, shift=0.0):
+    """A norm's inputs: x of a scale, moved by a shift, gains around 1, and perhaps a bias."""
 
     def make(rng):
-        x = scale * rng.standard_normal(shape)
+        x = shift + scale * rng.standard_normal(shape)
         if zero_row:
-            x[..., -1, :] = 0.0
+            x[..., -1, :] = shift
         w = 1.0 + (0.0 if unit_gain else 0.5) * rng.standard_normal(shape[-1:])
-        return {"x": x, "w": w, "eps": eps}
+        b = {"b": rng.standard_normal(shape[-1:])} if bias else {}
+        return {"x": x, "w": w, "eps": eps, **b}
 
     return make
+
+
+def places(shape, wpe, start=0):
+    """Position's inputs: x (B, T, C), a table of `wpe` rows, and where x begins."""
+    return lambda rng: {**normal(x=shape, wpe=(wpe, shape[-1]))(rng), "start": start}
 
 
 def turned(shape, start=0, theta=100.0):
@@ -231,6 +271,17 @@ def turned(shape, start=0, theta=100.0):
         x = rng.standard_normal(shape)
         cos, sin = rope_table(start, start + shape[1], shape[3], theta, like=x)
         return {"x": x, "cos": cos, "sin": sin}
+
+    return make
+
+
+def turned_heads(B, T, H, G, D, theta=100.0):
+    """The inputs of RoPE and attention in one: qkv of H + 2G heads, and the tables."""
+
+    def make(rng):
+        qkv = rng.standard_normal((B, T, (H + 2 * G) * D))
+        cos, sin = rope_table(0, T, D, theta, like=qkv)
+        return {"qkv": qkv, "cos": cos, "sin": sin, "n_head": H}
 
     return make
 
@@ -264,13 +315,32 @@ def gates(shape, scale=1.0, spread=None):
     return make
 
 
-def guesses(shape, scale=1.0, shift=0.0, targets=None):
-    """The loss's inputs: logits of a shape, and random targets unless they are given."""
+def channels(shape, scale=1.0, spread=None):
+    """The inputs of ReLU and GELU; with `spread`, they run evenly from −spread to spread."""
+
+    def make(rng):
+        if spread is None:
+            return {"x": scale * rng.standard_normal(shape)}
+        return {"x": np.linspace(-spread, spread, int(np.prod(shape))).reshape(shape)}
+
+    return make
+
+
+def masked(shape, rate, start=0):
+    """Dropout's inputs: x, the share that is dropped, and where in the batch x stands."""
+    return lambda rng: {
+        "x": rng.standard_normal(shape), "rate": rate, "key": dropout_key(5, 6), "start": start,
+    }  # fmt: skip
+
+
+def guesses(shape, scale=1.0, shift=0.0, targets=None, smoothing=None):
+    """The loss's inputs: logits of a shape, random targets unless they are given, and smoothing."""
 
     def make(rng):
         logits = shift + scale * rng.standard_normal(shape)
         drawn = rng.integers(0, shape[-1], shape[:-1])
-        return {"logits": logits, "targets": np.array(drawn if targets is None else targets)}
+        made = {"logits": logits, "targets": np.array(drawn if targets is None else targets)}
+        return made if smoothing is None else {**made, "smoothing": smoothing}
 
     return make
 
@@ -284,35 +354,40 @@ def tiny(**changes):
 
 
 def weights(rng, config, prefix=""):
-    """Random parameters by name: matrices that keep the stream's size, and gains around 1."""
+    """Random parameters by name: matrices that keep the stream's size, gains around 1, biases
+    around 0."""
     decayed, free = model.parameter_shapes(config)
     drawn = {}
     for name, shape in {**decayed, **free}.items():
         z = rng.standard_normal(shape)
-        drawn[name] = 1.0 + 0.3 * z if len(shape) == 1 else z * shape[0] ** -0.5
+        if len(shape) == 1:
+            drawn[name] = 0.3 * z + name.endswith("norm")
+        else:
+            drawn[name] = z * shape[0] ** -0.5
     return {n.removeprefix(prefix): w for n, w in drawn.items() if n.startswith(prefix)}
 
 
 def one_block(config, B, T, start=0):
-    """A block's inputs: the stream, the angles of its places, and every parameter."""
+    """A block's inputs: the stream, the angles of its places if it has any, and every parameter."""
 
     def make(rng):
-        x = rng.standard_normal((B, T, config.n_embd))
-        cos, sin = rope_table(start, start + T, config.head_dim, config.rope_theta, like=x)
-        params = weights(rng, config, "blocks.0.")
-        return {"x": x, "cos": cos, "sin": sin, "config": config, **params}
+        given = {"x": rng.standard_normal((B, T, config.n_embd)), "config": config}
+        if config.position == "rope":
+            angles = start, start + T, config.head_dim, config.rope_theta
+            given["cos"], given["sin"] = rope_table(*angles, like=given["x"])
+        return {**given, **weights(rng, config, "blocks.0.")}
 
     return make
 
 
-def whole_model(config, *shape, targets=True):
-    """A model's inputs: ids (and targets) of a shape, and every parameter."""
+def whole_model(config, *shape, targets=True, **more):
+    """A model's inputs: ids (and targets) of a shape, every parameter, and what else it takes."""
 
     def make(rng):
         given = {"ids": rng.integers(0, config.vocab_size, shape), "config": config}
         if targets:
             given["targets"] = rng.integers(0, config.vocab_size, shape)
-        return {**given, **weights(rng, config)}
+        return {**given, **more, **weights(rng, config)}
 
     return make
 
@@ -322,6 +397,11 @@ def whole_model(config, *shape, targets=True):
 
 def _linear(name, note, make, **more):
     return Case("linear", name, note, linear_forward, linear_backward, make, ("x", "w"), **more)
+
+
+def _affine(name, note, make, **more):
+    wanted = ("x", "w", "b")
+    return Case("linear", name, note, affine_forward, affine_backward, make, wanted, **more)
 
 
 def _embedding(name, note, make, **more):
@@ -334,6 +414,16 @@ def _rmsnorm(name, note, make, **more):
     return Case("rmsnorm", name, note, rmsnorm_forward, rmsnorm_backward, make, ("x", "w"), **more)
 
 
+def _layernorm(name, note, make, **more):
+    functions = layernorm_forward, layernorm_backward
+    return Case("layernorm", name, note, *functions, make, ("x", "w", "b"), **more)
+
+
+def _position(name, note, make, **more):
+    functions = position_forward, position_backward
+    return Case("position", name, note, *functions, make, ("x", "wpe"), **more)
+
+
 def _rope(name, note, make, **more):
     return Case("rope", name, note, rope_forward, rope_backward, make, ("x",), **more)
 
@@ -343,13 +433,41 @@ def _attention(name, note, make, **more):
     return Case("attention", name, note, attention_forward, attention_backward, make, qkv, **more)
 
 
+def _rope_attention(name, note, make, **more):
+    functions = rope_attention_forward, rope_attention_backward
+    return Case("rope_attention", name, note, *functions, make, ("qkv",), **more)
+
+
 def _swiglu(name, note, make, **more):
     return Case("swiglu", name, note, swiglu_forward, swiglu_backward, make, ("x",), **more)
+
+
+def _relu(name, note, make, **more):
+    return Case("mlp", f"relu, {name}", note, relu_forward, relu_backward, make, ("x",), **more)
+
+
+def _gelu(name, note, make, **more):
+    return Case("mlp", f"gelu, {name}", note, gelu_forward, gelu_backward, make, ("x",), **more)
+
+
+def _gelu_tanh(name, note, make, **more):
+    functions = gelu_tanh_forward, gelu_tanh_backward
+    return Case("mlp", f"gelu_tanh, {name}", note, *functions, make, ("x",), **more)
+
+
+def _dropout(name, note, make, **more):
+    functions = dropout_forward, dropout_backward
+    return Case("dropout", name, note, *functions, make, ("x",), **more)
 
 
 def _loss(name, note, make, **more):
     functions = cross_entropy_forward, cross_entropy_backward
     return Case("loss", name, note, *functions, make, ("logits",), **more)
+
+
+def _smooth(name, note, make, **more):
+    functions = smooth_cross_entropy_forward, smooth_cross_entropy_backward
+    return Case("loss", f"smooth, {name}", note, *functions, make, ("logits",), **more)
 
 
 def _block(name, note, config, B, T, start=0, **more):
@@ -359,8 +477,8 @@ def _block(name, note, config, B, T, start=0, **more):
     return Case("block", name, note, block_forward, block_backward, make, ("x", *names), **more)
 
 
-def _model(name, note, config, *shape, **more):
-    make = whole_model(config, *shape)
+def _model(name, note, config, *shape, smoothing=0.0, **more):
+    make = whole_model(config, *shape, smoothing=smoothing)
     return Case("model", name, note, loss_forward, loss_backward, make, _names(config), **more)
 
 
@@ -370,6 +488,7 @@ def _logits(name, note, config, *shape, **more):
 
 
 _GROUPED = tiny(n_head=3, n_kv_head=1, n_embd=6)
+_GPT2 = dict(norm="layernorm", position="learned", mlp="gelu_tanh", bias=True)
 
 CASES = (
     _linear("a batch of sequences", "the ordinary case", normal(x=(2, 3, 5), w=(5, 4))),
@@ -381,6 +500,12 @@ CASES = (
     _linear("tied head", "w is a transposed view of a table", tied((2, 2, 3), (3, 5))),
     _linear("large", "inputs of a hundred", normal(100.0, x=(2, 2, 3), w=(3, 2))),
     _linear("wider", "too many numbers to move one by one", normal(x=(2, 12, 32), w=(32, 40)),
+            entrywise=False),
+
+    _affine("with a bias", "the rows' gradients of the bias add", biased((2, 3, 4), (4, 3))),
+    _affine("a bias, no batch", "x is a single row, so db is dy", biased((3,), (3, 2))),
+    _affine("a bias, one by one", "nothing to sum over", biased((1, 1, 1), (1, 1))),
+    _affine("a bias, wider", "too many numbers to move one by one", biased((2, 12, 32), (32, 40)),
             entrywise=False),
 
     _embedding("repeated ids", "a token that occurs twice gets two gradients",
@@ -404,6 +529,33 @@ CASES = (
     _rmsnorm("no batch", "x is a single row", rows((5,))),
     _rmsnorm("wider", "too many numbers to move one by one", rows((4, 16, 96)),
              entrywise=False),
+
+    _layernorm("unit scale", "the ordinary case", rows((2, 3, 5), bias=True)),
+    _layernorm("small x", "at x = 1e-2, the variance is as small as eps: who forgets eps is seen",
+               rows((2, 2, 5), scale=1e-2, bias=True)),
+    _layernorm("large x", "at x = 100, eps is nothing, and dx is small",
+               rows((2, 2, 5), 100.0, bias=True)),
+    _layernorm("far from 0", "who squares before the mean is taken off loses five digits here",
+               rows((2, 2, 4), shift=300.0, bias=True), reach=1e-3),
+    _layernorm("unit gain", "as at the start of training: dx is at right angles to all ones",
+               rows((2, 3, 4), unit_gain=True, bias=True)),
+    _layernorm("a row of equal channels", "variance 0: only eps keeps it finite",
+               rows((3, 4), 1e-2, zero_row=True, bias=True)),
+    _layernorm("large eps", "eps in its proper place", rows((2, 2, 3), eps=0.5, bias=True)),
+    _layernorm("T = 1, odd C", "one row", rows((1, 1, 7), bias=True)),
+    _layernorm("C = 1", "one channel is its own mean: y = b whatever x is, so dx = dw = 0",
+               rows((3, 1), bias=True), zero=("x", "w")),
+    _layernorm("no batch", "x is a single row", rows((5,), bias=True)),
+    Case("layernorm", "no bias", "as in a model without biases", layernorm_forward,
+         without_bias_backward, rows((2, 2, 5)), ("x", "w")),
+    _layernorm("wider", "too many numbers to move one by one", rows((4, 16, 96), bias=True),
+               entrywise=False),
+
+    _position("from the start", "the texts of a batch share the table", places((3, 4, 2), 5)),
+    _position("some way in", "as when a text is continued", places((2, 2, 3), 6, start=3)),
+    _position("T = 1", "one place; all other rows get zero", places((2, 1, 3), 3, start=2)),
+    _position("wider", "too many numbers to move one by one", places((4, 16, 32), 24),
+              entrywise=False),
 
     _rope("from the start", "position 0 does not turn", turned((2, 3, 2, 4))),
     _rope("from position 1000", "as when a text is continued", turned((1, 3, 2, 6), 1000)),
@@ -431,6 +583,13 @@ CASES = (
     _attention("wider", "too many numbers to move one by one", heads(2, 24, 6, 16, G=2),
                entrywise=False),
 
+    _rope_attention("every head its own", "queries and keys are turned, values are not",
+                    turned_heads(2, 3, 2, 2, 4)),
+    _rope_attention("grouped heads", "each part of qkv gets its own gradient, G < H",
+                    turned_heads(1, 3, 4, 2, 2)),
+    _rope_attention("wider", "too many numbers to move one by one",
+                    turned_heads(2, 24, 6, 2, 16), entrywise=False),
+
     _swiglu("unit scale", "the ordinary case", gates((2, 3, 6))),
     _swiglu("shut and open gates", "gates from −30 to 30: both ends of the sigmoid",
             gates((2, 10), spread=30.0)),
@@ -441,6 +600,31 @@ CASES = (
     _swiglu("no batch", "x is a single row", gates((6,))),
     _swiglu("wider", "too many numbers to move one by one", gates((4, 16, 128)),
             entrywise=False),
+
+    _relu("unit scale", "the ordinary case", channels((2, 3, 5))),
+    _relu("small x", "near the corner", channels((2, 2, 4), 1e-2)),
+    _relu("large x", "to ±1000", channels((2, 6), spread=1000.0)),
+    _relu("wider", "too many numbers to move one by one", channels((4, 16, 64)), entrywise=False),
+    _gelu("unit scale", "the ordinary case", channels((2, 3, 5))),
+    _gelu("where it bends", "from −4 to 4", channels((3, 8), spread=4.0)),
+    _gelu("both ends", "from −12 to 12: Φ from nothing to 1", channels((2, 10), spread=12.0)),
+    _gelu("small x", "near 0, gelu is x/2, and Φ is found from a difference",
+          channels((2, 2, 4), 1e-2)),
+    _gelu("beyond exp", "to ±1000: nothing overflows", channels((2, 6), spread=1000.0)),
+    _gelu("wider", "too many numbers to move one by one", channels((4, 16, 64)), entrywise=False),
+    _gelu_tanh("unit scale", "the ordinary case", channels((2, 3, 5))),
+    _gelu_tanh("where it bends", "from −4 to 4", channels((3, 8), spread=4.0)),
+    _gelu_tanh("small x", "near 0, gelu is x/2", channels((2, 2, 4), 1e-2)),
+    _gelu_tanh("beyond exp", "to ±1000: nothing overflows", channels((2, 6), spread=1000.0)),
+    _gelu_tanh("wider", "too many numbers to move one by one", channels((4, 16, 64)),
+               entrywise=False),
+
+    _dropout("a fifth", "the ordinary case", masked((2, 3, 5), 0.2)),
+    _dropout("later rows", "the mask of x's own place", masked((1, 3, 5), 0.5, start=30)),
+    _dropout("nearly all", "what is left is scaled up tenfold", masked((4, 10), 0.9)),
+    _dropout("nothing", "a rate of 0 is the identity", masked((2, 3), 0.0)),
+    _dropout("wider", "too many numbers to move one by one", masked((4, 16, 64), 0.3),
+             entrywise=False),
 
     _loss("a batch of sequences", "the mean is over all B·T rows", guesses((2, 3, 5))),
     _loss("rows", "logits are a matrix", guesses((4, 3))),
@@ -455,6 +639,14 @@ CASES = (
           guesses((2, 2, 4), scale=4.0, shift=800.0), reach=0.02),
     _loss("wider", "too many numbers to move one by one", guesses((4, 16, 97)),
           entrywise=False),
+    _smooth("a batch of sequences", "a tenth goes to the vocabulary",
+            guesses((2, 3, 5), smoothing=0.1)),
+    _smooth("rows", "half of it", guesses((4, 3), smoothing=0.5)),
+    _smooth("large logits", "certain, which is too certain",
+            guesses((2, 3, 4), 25.0, smoothing=0.2)),
+    _smooth("no smoothing", "the plain loss", guesses((2, 5), smoothing=0.0)),
+    _smooth("wider", "too many numbers to move one by one", guesses((4, 16, 97), smoothing=0.1),
+            entrywise=False),
 
     Case("block", "split_qkv", "backward puts the heads together again",
          heads_split_forward, heads_split_backward,
@@ -467,12 +659,30 @@ CASES = (
     _block("every head its own", "the ordinary case, G = H", tiny(), 2, 3),
     _block("grouped heads", "G = 1, and not at the start", _GROUPED, 1, 3, start=5),
     _block("T = 1", "only the values carry a gradient through attention", tiny(), 1, 1),
+    _block("GPT-2's", "layernorm, biases everywhere, and no rotation", tiny(**_GPT2), 1, 3),
+    _block("relu", "the corner between two matrices, and layernorm without biases",
+           tiny(norm="layernorm", mlp="relu", position="none"), 1, 3),
+    _block("gelu, rope and biases", "a bias is turned with its query",
+           tiny(mlp="gelu", bias=True), 1, 3),
+    _block("swiglu with biases", "gates and values have one each", tiny(bias=True), 1, 2),
+    _block("dropout", "the masks of both branches", tiny(dropout=0.3), 1, 3),
+    _block("no MLP", "attention alone", tiny(mlp="none"), 2, 3),
     _block("wider", "too many numbers to move one by one",
            tiny(n_head=4, n_kv_head=2, n_embd=32, n_hidden=40), 1, 16, entrywise=False),
 
     _model("tied", "the table's two gradients add", tiny(), 1, 2, 3),
     _model("untied", "the table and the head each have their own", tiny(tie=False), 1, 2, 3),
     _model("accumulated", "the gradients of two batches add up", tiny(n_layer=1), 2, 1, 3),
+    _model("GPT-2's", "a table of places, biases, and a norm with one", tiny(**_GPT2, n_layer=1),
+           1, 2, 3),
+    _model("wider, GPT-2's", "too many numbers to move one by one",
+           tiny(vocab_size=97, block_size=16, n_layer=2, n_head=3, n_embd=24, n_hidden=40,
+                **_GPT2), 2, 2, 12, entrywise=False),
+    _model("smoothed", "targets that keep four fifths, of two batches", tiny(n_layer=1), 2, 1, 3,
+           smoothing=0.2),
+    _model("recomputed", "each block's cache is made again, with the masks that it had",
+           tiny(dropout=0.3, recompute=True), 1, 2, 3),
+    _model("dropout", "the masks of all layers are made again", tiny(dropout=0.3), 1, 2, 3),
     _logits("grouped heads, from the logits", "any dlogits, not only those of the loss",
             tiny(n_head=3, n_kv_head=1, n_embd=6, n_layer=1), 2, 3),
     _model("wider", "too many numbers to move one by one",

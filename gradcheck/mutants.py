@@ -110,17 +110,30 @@ def planted(mutant):
     """
     true, faulty = mutant.original, mutant.faulty()
     home, name, _ = mutant._home
-    places = [(home, name)]
+    places, tables = [(home, name)], []
     for path, module in list(sys.modules.items()):
         if path.split(".")[0] == "npgpt":
-            places += [(module, n) for n, value in vars(module).items() if value is true]
+            for n, value in vars(module).items():
+                if value is true:
+                    places.append((module, n))
+                elif type(value) is dict:  # perhaps one from names to pairs, as model.NORMS
+                    tables += [(value, key, pair) for key, pair in value.items()
+                               if type(pair) is tuple and any(f is true for f in pair)]  # fmt: skip
+
+    def swap(function):
+        return faulty if function is true else function
+
     for place, n in places:
         setattr(place, n, faulty)
+    for table, key, pair in tables:
+        table[key] = tuple(map(swap, pair))
     try:
-        yield lambda function: faulty if function is true else function
+        yield swap
     finally:
         for place, n in places:
             setattr(place, n, true)
+        for table, key, pair in tables:
+            table[key] = pair
 
 
 @dataclass
@@ -191,12 +204,25 @@ LINEAR = "layers.linear:linear_backward"
 EMBEDDING = "layers.embedding:embedding_backward"
 RMSNORM = "layers.rmsnorm:rmsnorm_backward"
 ROPE = "layers.rope:rope_backward"
+ROPE_ATTENTION = "layers.rope_attention:rope_attention_backward"
 ATTENTION = "layers.attention:attention_backward"
 SCORES = "layers.attention:_scores"
 SWIGLU = "layers.swiglu:swiglu_backward"
+AFFINE = "layers.linear:affine_backward"
+LAYERNORM = "layers.layernorm:layernorm_backward"
+POSITION = "layers.position:position_backward"
+RELU = "layers.mlp:relu_backward"
+GELU = "layers.mlp:gelu_backward"
+DROPOUT = "layers.dropout:dropout_backward"
+MASK = "layers.dropout:_mask"
+DROP = "model:drop_forward"
+GELU_TANH = "layers.mlp:gelu_tanh_backward"
 LOSS = "layers.loss:cross_entropy_backward"
+SMOOTH = "layers.loss:smooth_cross_entropy_backward"
 BLOCK = "model:block_backward"
 BACKWARD = "model:backward"
+MATRIX = "model:matrix_backward"
+NORM = "model:norm_backward"
 STEP = "model:loss_and_gradients"
 ADAMW = "optim:adamw_update"
 SCHEDULE = "optim:cosine_schedule"
@@ -225,6 +251,15 @@ MUTANTS = (
            ("(drows @ w.T)", "(-drows @ w.T)")),
     _fault("linear", "layers.linear:linear_forward", "x is cached in float32, to save memory.",
            ("return y, (x, w)", "return y, (x.real.astype('float32'), w)")),
+    _fault("linear", AFFINE, "The bias's gradient is the mean over the rows.",
+           ("np.sum(dy", "np.mean(dy")),
+    _fault("linear", AFFINE, "The bias is shared by all rows, but only the last one counts.",
+           ("np.sum(dy, axis=tuple(range(dy.ndim - 1)))", "dy.reshape(-1, dy.shape[-1])[-1]")),
+    _fault("linear", AFFINE, "dx is lost on the way.",
+           ("dx, dw = linear_backward", "_, dw = linear_backward"),
+           ("return dx", "return 0.0 * _")),
+    _fault("linear", "layers.linear:affine_forward", "The bias is added twice.",
+           ("y + b", "y + b + b")),
     # embedding
     _fault("embedding", EMBEDDING, "`+=` on an index: of a repeated token, only the last counts.",
            ("np.add.at(dw, ids, dx)", "dw[ids] += dx")),
@@ -262,6 +297,53 @@ MUTANTS = (
     _fault("rmsnorm", "layers.rmsnorm:rmsnorm_forward", "eps is added outside the root.",
            ("(np.mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5",
             "1.0 / (np.mean(x * x, axis=-1, keepdims=True) ** 0.5 + eps)")),
+    # layernorm
+    _fault("layernorm", LAYERNORM, "The path through the mean is dropped.",
+           ("g - np.mean(g, axis=-1, keepdims=True) - xhat", "g - xhat")),
+    _fault("layernorm", LAYERNORM, "The path through rstd is dropped.",
+           (" - xhat * along", "")),
+    _fault("layernorm", LAYERNORM, "The part along x̂ is added, not taken away.",
+           (" - xhat * along", " + xhat * along")),
+    _fault("layernorm", LAYERNORM, "One mean of g over all rows, where each row has its own.",
+           ("np.mean(g, axis=-1, keepdims=True)", "np.mean(g)")),
+    _fault("layernorm", LAYERNORM, "x̂ is made again without taking the mean off.",
+           ("(x - mean) * rstd", "x * rstd")),
+    _fault("layernorm", LAYERNORM, "rstd is made again, without eps.",
+           ("xhat = (x - mean) * rstd",
+            "rstd = np.var(x, axis=-1, keepdims=True) ** -0.5\n    xhat = (x - mean) * rstd")),
+    _fault("layernorm", LAYERNORM, "g = dy: the gain is forgotten on the way to x.",
+           ("g = dy * w", "g = 1.0 * dy")),
+    _fault("layernorm", LAYERNORM, "The bias gets the gain's gradient.",
+           ("db = np.sum(dy,", "db = dw; np.sum(dy,")),
+    _fault("layernorm", LAYERNORM, "The bias's gradient is scaled by the gain.",
+           ("db = np.sum(dy,", "db = np.sum(dy * w,")),
+    _fault("layernorm", "layers.layernorm:layernorm_forward",
+           "mean(x²) − mean(x)², which loses its digits far from 0.",
+           ("np.mean(centred * centred, axis=-1, keepdims=True)",
+            "(np.mean(x * x, axis=-1, keepdims=True) - mean * mean)")),
+    _fault("layernorm", "layers.layernorm:layernorm_forward",
+           "eps is added to the root, not to the variance.",
+           ("(np.mean(centred * centred, axis=-1, keepdims=True) + eps) ** -0.5",
+            "1.0 / (np.mean(centred * centred, axis=-1, keepdims=True) ** 0.5 + eps)")),
+    # position
+    _fault("position", POSITION, "The mean over the texts for their sum.",
+           ("np.sum(dy, axis=0)", "np.mean(dy, axis=0)")),
+    _fault("position", POSITION, "Only the first text of the batch is counted.",
+           ("np.sum(dy, axis=0)", "dy[0]")),
+    _fault("position", POSITION, "The gradient goes to the table's first rows, wherever x began.",
+           ("start : start + T", "0:T")),
+    _fault("position", POSITION, "The table's gradient begins as the table.",
+           ("np.zeros_like(wpe)", "wpe.copy()")),
+    _fault("position", POSITION, "All places get the gradient of all.",
+           ("np.sum(dy, axis=0)", "np.sum(dy, axis=(0, 1))")),
+    # rope_attention
+    _fault("rope_attention", ROPE_ATTENTION, "The keys' gradient isn't turned back.",
+           ("dk = rope_backward(dk, (cos, sin))", "dk = 1.0 * dk")),
+    _fault("rope_attention", ROPE_ATTENTION, "Backward forgets that queries were turned.",
+           ("q, _ = rope_forward(q, cos, sin)", "q = 1.0 * q")),
+    _fault("rope_attention", ROPE_ATTENTION, "The gradients of keys and values change places.",
+           ("[dq, dk, dv]", "[dq, dv, dk]")),
+
     # rope
     _fault("rope", ROPE, "The gradient is turned forwards, not back.",
            ("-sin", "sin")),
@@ -347,6 +429,53 @@ MUTANTS = (
            ("dy * up * sigma", "dy * sigma")),
     _fault("swiglu", "layers.swiglu:_sigmoid", "A half is lost in the sigmoid by tanh.",
            ("np.tanh(0.5 * g)", "np.tanh(g)")),
+    # mlp
+    _fault("mlp", RELU, "The slope is 1 everywhere.",
+           ("np.where(y.real <= 0, 0.0, dy)", "1.0 * dy")),
+    _fault("mlp", RELU, "The slope is taken from the gradient's sign, not from the channel's.",
+           ("y.real <= 0", "dy.real <= 0")),
+    _fault("mlp", RELU, "The closed side lets through, and the open one does not.",
+           ("y.real <= 0", "y.real > 0")),
+    _fault("mlp", GELU, "Half of the product rule: the slope is Φ.",
+           (" + x * _normal_pdf(x)", "")),
+    _fault("mlp", GELU, "The other half: the slope is x · φ.",
+           ("_normal_cdf(x) + x", "x")),
+    _fault("mlp", GELU, "φ without its x.",
+           ("x * _normal_pdf(x)", "_normal_pdf(x)")),
+    _fault("mlp", GELU, "Another GELU's slope: that of tanh's, off by a thousandth.",
+           ("return dy * (_normal_cdf(x) + x * _normal_pdf(x))",
+            "return gelu_tanh_backward(dy, cache)")),
+    _fault("mlp", "layers.mlp:_normal_cdf", "The sum for Φ ends three fractions too early.",
+           ("zip(NODES, WEIGHTS)", "zip(NODES[:8], WEIGHTS)")),
+    _fault("mlp", "layers.mlp:_normal_cdf", "The sum for Φ without what the fractions' pole adds.",
+           ("0.5 * np.tanh((np.pi / STEP) * x)", "0.5 * (2.0 * (x.real > 0) - 1.0)")),
+    _fault("mlp", GELU_TANH, "The chain rule's last factor is forgotten: ∂u/∂x.",
+           ("(1.0 - t * t) * du", "(1.0 - t * t)")),
+    _fault("mlp", GELU_TANH, "The 3 of x³ is lost on the way to its slope.",
+           ("3.0 * CUBE", "CUBE")),
+    _fault("mlp", GELU_TANH, "The slope of tanh is 1 − tanh.",
+           ("(1.0 - t * t)", "(1.0 - t)")),
+    # dropout
+    _fault("dropout", DROPOUT, "The mask is forgotten: what was dropped gets a gradient too.",
+           ("dy * _mask(dy, rate, key, start)", "1.0 * dy")),
+    _fault("dropout", DROPOUT, "The mask is there, but what is left isn't scaled up.",
+           ("_mask(dy, rate, key, start)", "_mask(dy, rate, key, start) * (1.0 - rate)")),
+    _fault("dropout", DROPOUT, "A mask is drawn anew.",
+           ("rate, key, start)  #", "rate, key + 1, start)  #")),
+    _fault("dropout", DROPOUT, "The mask of the batch's beginning, wherever x stands.",
+           ("rate, key, start)  #", "rate, key, 0)  #")),
+    _follows("dropout", MASK, "What is left isn't scaled up: evaluation sees other channels.",
+             ("(1.0 / (1.0 - rate))", "1.0")),
+    _follows("dropout", MASK, "Scaled up by the rate, and not by what it leaves.",
+             ("(1.0 / (1.0 - rate))", "(1.0 / max(rate, 0.1))")),
+    _follows("dropout", MASK, "What should be kept is dropped.",
+             ("bits >= np", "bits < np")),
+    _follows("dropout", MASK, "The counter isn't mixed: neighbours are dropped by turns.",
+             ("_mix(i * GAMMA + np.uint64(key))", "i * GAMMA + np.uint64(key)")),
+    _follows("dropout", MASK, "Every piece of a batch draws as if it were the first.",
+             ("np.uint64(start)", "np.uint64(0)")),
+    _follows("dropout", "layers.dropout:dropout_key", "A key is a sum: (1, 2, 3) is (3, 2, 1).",
+             ("_mix((key ^ np.uint64(number)) + GAMMA)", "key + np.uint64(number)")),
     # loss
     _fault("loss", LOSS, "The mean's 1/N is missing: Adam hides it, clipping doesn't.",
            ("dloss / N", "dloss")),
@@ -368,28 +497,39 @@ MUTANTS = (
            ("np.mean(", "np.sum(")),
     _fault("loss", LOSS, "The gradient is written over the logits, which others may still read.",
            ("dz = np.exp(z - lse)", "dz = np.exp(z - lse, out=z)"), derivative=False),
+    _fault("loss", SMOOTH, "The vocabulary's share is forgotten: only the target gives.",
+           ("dz -= smoothing * dloss / (N * V)", "pass")),
+    _fault("loss", SMOOTH, "The target gives nothing of its share.",
+           ("+= smoothing * dloss / N", "+= 0.0")),
+    _fault("loss", SMOOTH, "Each token of the vocabulary gets all of ε.",
+           ("dloss / (N * V)", "dloss / N")),
+    _fault("loss", SMOOTH, "dloss is ignored by what smoothing adds.",
+           ("smoothing * dloss / (N * V)", "smoothing / (N * V)")),
     # block
     _fault("block", BLOCK, "What went past the MLP is lost: only the branch's gradient goes on.",
-           ("dx = dx + dh", "dx = dh")),
+           ("dx = meet(dx, dh)", "dx = dh")),
     _fault("block", BLOCK, "What went through the MLP is lost.",
-           ("dx = dx + dh", "dx = dx")),
+           ("dx = meet(dx, dh)", "dx = dx")),
     _fault("block", BLOCK, "What went past the attention is lost.",
-           ("return dx + dh", "return dh")),
-    _fault("block", BLOCK, "wo's gradient is put in the place of the buffer, and is lost.",
-           ('g["wo"] += dw', 'g["wo"] = dw')),
-    _fault("block", BLOCK, "w_down's gradient is assigned: of two batches, the last one counts.",
-           ('g["w_down"] += dw', 'g["w_down"][...] = dw')),
+           ("return meet(dx, dh)", "return dh")),
+    _fault("block", MATRIX, "A gradient is put in the place of the buffer, and is lost.",
+           ("g[n] += d", "g[n] = d")),
+    _fault("block", MATRIX, "A gradient is assigned: of two batches, the last one counts.",
+           ("g[n] += d", "g[n][...] = d")),
+    _fault("block", MATRIX, "The biases get no gradient.",
+           ("g[n] += d", "g[n] += d * (d.ndim == 2)")),
+    _fault("block", NORM, "The norm's bias gets no gradient.",
+           ("g[n] += d", "g[n] += d * (n == name)")),
     _fault("block", BLOCK, "The gradient of one norm's gain is added to the other's.",
-           ('g["mlp_norm"] += dw', 'g["attn_norm"] += dw')),
+           ('g, "mlp_norm", config', 'g, "attn_norm", config')),
     _fault("block", BLOCK, "The two norms' caches are confused.",
-           ('cache["attn_norm"]', 'cache["mlp_norm"]')),
-    _fault("block", BLOCK, "The key's rotation is not undone.",
-           ('dk = rope_backward(dk, cache["rope_k"])', "dk = 1.0 * dk")),
+           ('cache["attn_norm"]', 'cache.get("mlp_norm", cache["attn_norm"])')),
+    _fault("block", BLOCK, "Attention passes nothing down to queries, keys and values.",
+           ("rope_attention_backward(da,", "0.0 * rope_attention_backward(da,")),
     _fault("block", BLOCK, "Keys and values are joined in the wrong order.",
            ("join_qkv(dq, dk, dv)", "join_qkv(dq, dv, dk)")),
     _fault("block", BLOCK, "The MLP's norm is left out on the way down.",
-           ('dh, dw = rmsnorm_backward(dh, cache["mlp_norm"])',
-            '_, dw = rmsnorm_backward(dh, cache["mlp_norm"])')),
+           ('dh = norm_backward(dh, cache["mlp_norm"]', '_ = norm_backward(dh, cache["mlp_norm"]')),
     _fault("block", "model:split_qkv", "Values are cut out where the keys are.",
            ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
     # model
@@ -399,26 +539,51 @@ MUTANTS = (
            ('grads["wte"] += embedding', 'grads["wte"][...] = embedding')),
     _fault("model", BACKWARD, "The tied table loses the gradient of its use as an embedding.",
            ('grads["wte"] += embedding', "embedding")),
-    _fault("model", BACKWARD, "The last norm's gain gets the last batch's gradient only.",
-           ('grads["norm"] += dw', 'grads["norm"][...] = dw')),
+    _fault("model", BACKWARD, "The table of places gets no gradient.",
+           ('grads["wpe"] += dwpe', "pass")),
+    _fault("model", BACKWARD, "The table of places is asked after the tokens' table.",
+           ('grads["wpe"] += dwpe', 'grads["wpe"] += dwpe\n        dx = 0.0 * dx')),
+    _fault("model", NORM, "Every norm's gain gets the last batch's gradient only.",
+           ("g[n] += d", "g[n][...] = d")),
     _fault("model", BACKWARD, "The last norm is left out on the way down.",
-           ("dx, dw = rmsnorm", "_, dw = rmsnorm")),
+           ("dx = norm_backward", "_ = norm_backward")),
     _fault("model", BACKWARD, "The blocks are undone in the order in which they ran.",
            ("reversed(range(config.n_layer))", "range(config.n_layer)")),
     _fault("model", BACKWARD, "Every block's gradients go to block 0.",
            ("grads.block(i)", "grads.block(0)")),
     _fault("model", BACKWARD, "No block passes its gradient on: each starts from the top again.",
            ("dx = block_backward", "_ = block_backward")),
-    _fault("model", STEP, "The scale is ignored: k accumulated batches weigh k times too much.",
-           ("cross_entropy_backward(scale, ", "cross_entropy_backward(1.0, ")),
+    _fault("model", "model:loss_and_dlogits",
+           "The scale is ignored: k accumulated batches weigh k times too much.",
+           (" cross_entropy_backward(scale, ", " cross_entropy_backward(1.0, ")),
     _follows("model", "model:forward", "Each new token believes that it stands at the beginning.",
              ("rope_table(start, start + T,", "rope_table(0, T,")),
+    _follows("model", "model:forward", "The same, where places are learned.",
+             ('params["wpe"], start)', 'params["wpe"], 0)')),
+    _fault("model", "model:recall", "A block that is run again drops nothing.",
+           ("*kept)", "*kept[:5])")),
+    _follows("model", DROP, "Dropout goes on in evaluation: the classic.",
+             ("if chance is None or config", "chance = chance or Chance(0, 0)\n    if config")),
+    _follows("model", DROP, "Every step draws the same masks.",
+             ("chance.step, ", "")),
+    _follows("model", DROP, "Both branches of a block draw the same mask.",
+             ("chance.layer, place)", "chance.layer)")),
+    _follows("model", DROP, "A thread's rows draw as if they were the batch's first.",
+             ("chance.row * (x.size // x.shape[0])", "0")),
+    _follows("model", "model:forward", "All blocks draw the same masks.",
+             ("chance._replace(layer=i + 1)", "chance")),
+    _fault("model", STEP, "The scale is ignored where targets are smoothed.",
+           ("smooth_cross_entropy_backward(scale, ", "smooth_cross_entropy_backward(1.0, ")),
     # optim: no derivative here, only promises
     _follows("optim", SCHEDULE, "Past its end the cosine turns, and the learning rate rises.",
              ("if step >= total_steps:", "if False:")),
     _follows("optim", SCHEDULE, "A straight line that runs past its end and goes negative.",
              ("if step >= total_steps:", "if False:"),
-             ("max(min_lr, max_lr - (max_lr - min_lr) * fallen)", "max_lr * (1.0 - progress)")),
+             ("max(min_lr, max_lr - (max_lr - min_lr) * fallen)", "max_lr * (1.0 - at / length)")),
+    _follows("optim", SCHEDULE, "The cosine never begins again: all cycles but the first are lost.",
+             ("while cycle and at >= length:", "while False:")),
+    _follows("optim", SCHEDULE, "The cosine begins again, and its cycles do not grow.",
+             ("at - length, length * growth", "at - length, length")),
     _follows("optim", SCHEDULE, "The first step has the length 0, and is lost.",
              ("(step + 1)", "step")),
     _follows("optim", ADAMW, "L2 in place of weight decay: √v̂ divides it too.",
@@ -430,7 +595,9 @@ MUTANTS = (
     _follows("optim", ADAMW, "The decay forgets lr: it stays as strong when the steps get short.",
              ("1.0 - lr * weight_decay", "1.0 - weight_decay")),
     _follows("optim", "optim:AdamW.update", "The gains are decayed too.",
-             ("self.weight_decay if s.start < self.num_decayed else 0.0", "self.weight_decay")),
+             ("s.start < self.num_decayed", "True")),
+    _follows("optim", "optim:AdamW.update", "The tables that should be free are decayed too.",
+             ("self.first_decayed <= s.start", "True")),
     _follows("optim", ADAMW, "No bias correction: the first steps are too long.",
              ("m_scale = 1.0 / (1.0 - beta1**step)", "m_scale = 1.0"),
              ("v_scale = 1.0 / (1.0 - beta2**step)", "v_scale = 1.0")),

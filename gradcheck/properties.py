@@ -9,6 +9,7 @@ The functions of the program are called through their modules (`attention.attent
 so that a mutant put there is what runs here.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import numpy as np
 from gradcheck.cases import tiny, weights
 from gradcheck.numerical import flatten
 from npgpt import model, optim
-from npgpt.layers import attention, rope
+from npgpt.layers import attention, dropout, rope
 
 # Checks of every row of the table.
 
@@ -132,9 +133,59 @@ def rope_continuation():
             return "position 3 turns otherwise in a table that starts there"
 
 
+def dropout_share():
+    """It drops the share that it is asked for, and what is left keeps the mean."""
+    x = np.ones((100, 1000))
+    for rate in (0.1, 0.5, 0.9):
+        y, _ = dropout.dropout_forward(x, rate, dropout.dropout_key(7))
+        for axis in (None, 0, 1):
+            dropped = np.mean(y == 0.0, axis=axis)
+            deviation = np.sqrt(rate * (1.0 - rate) / (x.size / np.size(dropped)))
+            if np.max(np.abs(dropped - rate)) > 5.0 * deviation:
+                return f"of a rate of {rate} came {np.ravel(dropped)[:3]}"
+        if abs(np.mean(y) - 1.0) > 5.0 * np.sqrt(rate / (1.0 - rate) / x.size):
+            return f"at a rate of {rate}, a mean of 1 became {np.mean(y):.3f}"
+
+
+def dropout_chance():
+    """Another seed, step or layer draws another mask; the same draw the same."""
+    x = np.ones(40_000)
+    masks = [
+        dropout.dropout_forward(x, 0.5, dropout.dropout_key(*numbers))[0] - 1.0
+        for numbers in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 2, 3, 0), (1, 2), (3, 2, 1))
+    ]
+    again, _ = dropout.dropout_forward(x, 0.5, dropout.dropout_key(1, 2, 3))
+    if not np.array_equal(again - 1.0, masks[0]):
+        return "the same numbers drew another mask"
+    alike = np.abs(np.corrcoef(masks) - np.eye(len(masks)))
+    if np.max(alike) > 5.0 / np.sqrt(x.size):
+        return f"two masks of other numbers correlate by {np.max(alike):.3f}"
+    for distance in (1, 2, 64, 1000):  # nor does a mask know itself, some way on
+        alike = abs(np.mean(masks[0][distance:] * masks[0][:-distance]))
+        if alike > 5.0 / np.sqrt(x.size):
+            return f"a mask correlates by {alike:.3f} with itself {distance} places on"
+
+
+def dropout_pieces():
+    """Rows that are taken alone get the masks that they get together."""
+    x = np.ones((6, 5, 4))
+    whole, _ = dropout.dropout_forward(x, 0.5, 9)
+    piece, _ = dropout.dropout_forward(x[2:5], 0.5, 9, start=2 * 5 * 4)
+    if not np.array_equal(piece, whole[2:5]):
+        return "rows 2 to 4 got other masks alone than among six"
+
+
+# A Llama and a GPT-2: between them they have every part that knows where a token stands.
+TWO_MODELS = tiny(), tiny(norm="layernorm", position="learned", mlp="gelu", bias=True)
+
+
 def model_causality():
     """No later token may change an earlier logit by a single bit."""
-    rng, config = np.random.default_rng(5), tiny(n_layer=2)
+    return next(filter(None, map(_causality, TWO_MODELS)), None)
+
+
+def _causality(config):
+    rng = np.random.default_rng(5)
     params = _model(rng, config)
     ids = rng.integers(0, config.vocab_size, (1, config.block_size))
     logits, _ = model.forward(params, ids, config)
@@ -165,7 +216,11 @@ class _Past:
 
 def model_continuation():
     """Token after token, a model says what it says of all at once."""
-    rng, config = np.random.default_rng(6), tiny(n_layer=2)
+    return next(filter(None, map(_continuation, TWO_MODELS)), None)
+
+
+def _continuation(config):
+    rng = np.random.default_rng(6)
     params, past = _model(rng, config), _Past()
     ids = rng.integers(0, config.vocab_size, (2, config.block_size))
     logits, _ = model.forward(params, ids, config)
@@ -176,9 +231,50 @@ def model_continuation():
             return f"token {t}, read alone after the others, gave other logits"
 
 
+def model_recomputation():
+    """Blocks that are run again for their gradient give the same, bit for bit."""
+    for shape in (dict(dropout=0.3), dict(norm="layernorm", position="learned", mlp="relu")):
+        grads = []
+        for recompute in (False, True):
+            rng, config = np.random.default_rng(9), tiny(**shape, recompute=recompute)
+            params = _model(rng, config)
+            ids, targets = rng.integers(0, config.vocab_size, (2, 2, 4))
+            into = params.zeros_like()
+            model.loss_and_gradients(params, into, ids, targets, config, 1.0, model.Chance(1, 2))
+            grads.append(into.flat)
+        if not np.array_equal(*grads):
+            return f"with {shape} a gradient is another one"
+
+
 def _model(rng, config):
     drawn = weights(rng, config)
     return model.Parameters(config, np.concatenate([w.ravel() for w in drawn.values()]))
+
+
+def model_dropout():
+    """Only training drops, and of each row what it would among others."""
+    rng, config = np.random.default_rng(8), tiny(dropout=0.5)
+    params = _model(rng, config)
+    ids = np.broadcast_to(rng.integers(0, config.vocab_size, (1, 3)), (4, 3))
+
+    def logits(chance, rows=slice(None), config=config):
+        return model.forward(params, ids[rows], config, chance=chance)[0]
+
+    if not np.array_equal(logits(None), logits(None, config=tiny())):
+        return "something was dropped outside of training"
+    whole = logits(model.Chance(1, 2))
+    if any(np.array_equal(whole[0], row) for row in whole[1:]):
+        return "the rows of a batch share their masks"
+    if not np.allclose(logits(model.Chance(1, 2, row=2), slice(2, 4)), whole[2:], rtol=1e-12):
+        return "two rows alone got other masks than among four"
+    for other in (model.Chance(1, 3), model.Chance(2, 2)):
+        if np.array_equal(logits(other), whole):
+            return "another step or seed drew the same masks"
+    _, cache = model.forward(params, ids, config, chance=model.Chance(1, 2))
+    branches = [cache[i][f"{name}_dropout"] for i in range(2) for name in ("attention", "mlp")]
+    keys = [key for _, key, _ in (cache["dropout"], *branches)]
+    if len(set(keys)) < len(keys):
+        return "two places of the model share their masks"
 
 
 # Checks of the optimizer: it has no derivative, only promises.
@@ -199,6 +295,19 @@ def optim_schedule():
         return "it rises after warm-up"
 
 
+def optim_restarts():
+    """With warm restarts each cycle begins at max_lr, and only falls."""
+    warmup, high, low = 3, 1e-3, 1e-4
+    for growth, starts in ((1, [3, 13, 23, 33]), (2, [3, 13, 33, 73])):
+        lrs = [optim.cosine_schedule(t, warmup, 10**6, high, low, 10, growth) for t in range(100)]
+        found = [t for t in range(warmup, 100) if lrs[t] == high]
+        if found[:4] != starts:
+            return f"cycles of 10 steps, growing by {growth}, begin at {found[:4]}"
+        for first, after in itertools.pairwise(starts):
+            if np.any(np.diff(lrs[first:after]) >= 0) or not low < lrs[after - 1] < 1.3 * low:
+                return f"the cycle from step {first} on does not fall to min_lr"
+
+
 def optim_decay():
     """Decay takes lr · λ · p from every matrix, nothing from a gain."""
     rng, lr, decay = np.random.default_rng(7), 0.1, 0.3
@@ -214,6 +323,10 @@ def optim_decay():
         return "a gain was decayed"
     if not np.allclose(taken[:4], lr * decay * p[:4], rtol=1e-12):
         return "a matrix did not lose lr · λ · p"
+    now, m, v = p.copy(), np.zeros(6), np.zeros(6)
+    optim.AdamW(m, v, 4, weight_decay=decay, first_decayed=2).update(now, g, lr)
+    if not np.array_equal(now, np.concatenate([after[0.0][:2], after[decay][2:4], after[0.0][4:]])):
+        return "a table that should be left alone was decayed, or a matrix was not"
 
 
 def optim_first_steps():
@@ -257,9 +370,15 @@ PROPERTIES = (
     Property("attention", "causality", attention_causality),
     Property("attention", "sees the past", attention_sees_the_past),
     Property("attention", "continuation", attention_continuation),
+    Property("dropout", "share", dropout_share),
+    Property("dropout", "chance", dropout_chance),
+    Property("dropout", "pieces", dropout_pieces),
+    Property("model", "dropout", model_dropout),
+    Property("model", "recomputation", model_recomputation),
     Property("model", "causality", model_causality),
     Property("model", "continuation", model_continuation),
     Property("optim", "schedule", optim_schedule),
+    Property("optim", "restarts", optim_restarts),
     Property("optim", "decay", optim_decay),
     Property("optim", "first steps", optim_first_steps),
     Property("optim", "clipping", optim_clipping),

@@ -1,19 +1,33 @@
 """How good is the model? Its loss over text that it was not trained on.
 
+    python -m npgpt.evaluate RUN                    over all of the run's validation text
+    python -m npgpt.evaluate RUN --data other.txt   over another text, by the run's tokenizer
+
 Every token but the first is predicted once, with at least half a context before it (or all
 that there is): windows of T tokens move on by T/2, and only their second half counts. A cut
 into T tokens side by side would ask for the first token of each window out of nothing,
 and the loss would say more about the cutting than about the model. Where documents fit into the
 context, each is a text of its own, and every token has all of its document before it.
+
+A loss over some text is an estimate of the loss over all text of its kind, and says how far it may
+be off: were windows drawn anew, their loss would be in the interval 19 times of 20. For that,
+tokens may not be counted one by one, as a hard page is hard throughout: the unit is a
+batch of windows. With n_b tokens in batch b, whose nats are S_b, and L = Σ S_b / Σ n_b,
+    standard error of L = √(k / (k − 1) · Σ (S_b − L · n_b)²) / Σ n_b        of k batches
+
+Source: Cochran 1977, "Sampling Techniques", section 6.4: the error of a ratio.
 """
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
 from npgpt.backend import to_host
+from npgpt.cli import main_with_errors, option, parse
+from npgpt.errors import UserError
 from npgpt.layers import cross_entropy_forward
 from npgpt.model import forward
 
@@ -22,12 +36,19 @@ from npgpt.model import forward
 class Evaluation:
     """A loss and what it means.
 
-    Attributes: loss, nats a token; num_tokens predicted; num_bytes of text they stand for.
+    Attributes: loss, nats a token; num_tokens predicted; num_bytes of text they stand for;
+                error, the standard error of the loss, NaN of a single batch.
     """
 
     loss: float
     num_tokens: int
     num_bytes: float
+    error: float = math.nan
+
+    @property
+    def interval(self):
+        """Where the loss would lie 19 times of 20, over other text of the same kind."""
+        return self.loss - 1.96 * self.error, self.loss + 1.96 * self.error
 
     @property
     def perplexity(self):
@@ -102,7 +123,25 @@ def evaluate(
         starts = starts[starts < len(tokens) - 1]
     windows = evaluation_windows(len(tokens), config.block_size, starts)
     n = len(tokens) - 1
-    return Evaluation(sum(map(nats, _batches(windows, batch_size))) / n, n, n * bytes_per_token)
+    batches = _batches(windows, batch_size)
+    sums = list(map(nats, batches))
+    loss = sum(sums) / n
+    sizes = [sum(counted for _, _, counted in batch) for batch in batches]
+    error = ratio_error(sums, sizes, loss)
+    return Evaluation(loss, n, n * bytes_per_token, error)
+
+
+def ratio_error(sums, sizes, ratio):
+    """The standard error of Σ sums / Σ sizes, over units that are as good as independent.
+
+    Args:    sums, sizes, a number for each unit; ratio, Σ sums / Σ sizes.
+    Returns: a float, NaN for a single unit.
+    """
+    k = len(sums)
+    if k < 2:
+        return math.nan
+    gaps = np.asarray(sums) - ratio * np.asarray(sizes)  # (k,)
+    return math.sqrt(k / (k - 1) * float(np.sum(gaps * gaps))) / sum(sizes)
 
 
 def _batches(windows, batch_size):
@@ -115,3 +154,94 @@ def _batches(windows, batch_size):
         for group in shapes.values()
         for i in range(0, len(group), batch_size)
     ]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What npgpt.evaluate can be told."""
+
+    run: str | None = option(
+        None, "a run, by its name or folder (default: the one that saved last)", metavar="RUN",
+        by_place=True,
+    )  # fmt: skip
+    data: str | None = option(None, "a text, or a folder of texts (default: the validation text)")
+    tokens: int | None = option(None, "tokens to read, at most (default: all)")
+    batch_size: int = option(8, "windows that go through the model at a time")
+    threads: int | None = option(None, "batches side by side (default: all processors)")
+
+    def __post_init__(self):
+        for name, least in (("tokens", 2), ("batch_size", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                dashed = f"--{name.replace('_', '-')}"
+                raise UserError(f"{dashed} is {value}, but it must be {least} or more")
+
+
+def main(settings):
+    """Evaluate a run's newest checkpoint, and tell what came of it.
+
+    Args:    settings, a Settings.
+    Raises:  UserError if there is no such run or text.
+    """
+    from npgpt.parallel import Workers, available_threads
+    from npgpt.runs import find_run, load_run
+    from npgpt.tokenizer import load_tokenizer
+    from npgpt.training import restored_parameters
+
+    run_dir = find_run(settings.run)
+    checkpoint = load_run(run_dir, groups=("model",))
+    params = restored_parameters(checkpoint)
+    tok = load_tokenizer(checkpoint.path / "tokenizer")
+    tokens, bytes_per_token = (
+        _validation_text(run_dir, checkpoint.state, tok)
+        if settings.data is None
+        else _other_text(settings.data, tok)
+    )
+    workers = Workers(params, settings.threads or available_threads())
+    result = evaluate(
+        params, params.config, tokens, bytes_per_token, settings.batch_size, settings.tokens,
+        document_starts(tokens, tok.end_of_text, params.config.block_size), map=workers.map,
+    )  # fmt: skip
+    print(
+        f"{checkpoint.path}: {result.num_tokens:,} tokens predicted, "
+        f"which stand for {result.num_bytes:,.0f} bytes"
+    )
+    bits = result.bits_per_byte / result.loss  # of a nat a token
+    for unit, convert in (
+        ("nats a token", lambda nats: nats),
+        ("perplexity", lambda nats: math.exp(min(nats, 700.0))),
+        ("bits per byte", lambda nats: nats * bits),
+    ):
+        value, low, high = map(convert, (result.loss, *result.interval))
+        interval = "" if math.isnan(low) else f"    95 % interval {low:.4f} to {high:.4f}"
+        print(f"{value:12.4f} {unit:13}{interval}")
+
+
+def _validation_text(run_dir, state, tok):
+    """A run's validation tokens, and how many bytes one stands for."""
+    from npgpt.training import _run_tokens
+
+    if "bytes_per_token" not in state:
+        raise UserError(f"{run_dir} was trained elsewhere, on a text unknown: give --data a text")
+    return _run_tokens(run_dir, "valid", tok).tokens, state["bytes_per_token"]
+
+
+def _other_text(path, tok):
+    """The tokens of a text, an end-of-text around each of its documents, and bytes a token."""
+    from npgpt.sources import open_source
+
+    end = [] if tok.end_of_text is None else [tok.end_of_text]
+    ids, size = list(end), 0
+    for document in open_source(path).documents():
+        ids += [*tok.encode(document.decode("utf-8")), *end]
+        size += len(document)
+    if len(ids) < 2:
+        raise UserError(f"{path} has {len(ids)} tokens, and two are the least: give a longer text")
+    return np.array(ids), size / (len(ids) - 1)
+
+
+if __name__ == "__main__":
+    program, description = "python -m npgpt.evaluate", __doc__.strip()
+    sys.exit(
+        main_with_errors(lambda: main(parse(Settings, sys.argv[1:], description, None, program)[0]))
+    )

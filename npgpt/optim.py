@@ -14,7 +14,8 @@ AdamW, for one parameter p with gradient g at step t = 1, 2, …
     The W is for the term lr · λ · p, decoupled weight decay. Had λp been added to g, as
     in plain L2 regularisation, √v̂ would have divided it too, and the parameters with the
     largest gradients would have been pulled on least. It pulls on matrices only: a
-    gain of RMSNorm wants to be near 1, not near 0.
+    gain of a norm wants to be near 1, not near 0, and a bias moves outputs and does not
+    scale them. A table is looked up, not multiplied with: some leave it alone as well.
 
 Clipping
     One bad batch can make a gradient many times the usual, and Adam's memory of g² would
@@ -24,12 +25,15 @@ Clipping
 The schedule
     Warm up: Adam's first steps rest on few samples of v, so begin with short ones.
     Then half a cosine, from the largest to the smallest learning rate; then stay there.
+    Or let the cosine take some steps only, and begin again with the largest (a warm restart), each
+    time perhaps for longer: the long steps leave a valley that the short ones have settled in.
 
 Source: Kingma & Ba 2015, "Adam", algorithm 1; Loshchilov & Hutter 2019, "Decoupled Weight Decay
     Regularization", algorithm 2; clipping: Pascanu, Mikolov & Bengio 2013, algorithm 1;
-    cosine: Loshchilov & Hutter 2017, "SGDR", eq. 5.
+    cosine and restarts: Loshchilov & Hutter 2017, "SGDR", eq. 5.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -55,7 +59,8 @@ class AdamW:
     """The optimizer and its memory.
 
     Args:    m, v (P,), zeros at the start; num_decayed, how many entries at the beginning of
-             the flat buffer are weight-decayed; step, how many have been taken.
+             the flat buffer are weight-decayed, but for those before first_decayed, the tables
+             perhaps; step, how many have been taken.
     """
 
     m: np.ndarray
@@ -66,6 +71,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     step: int = 0
+    first_decayed: int = 0
 
     @classmethod
     def for_parameters(cls, params, **settings):
@@ -82,13 +88,15 @@ class AdamW:
         self.step += 1
 
         def update(s):
-            decay = self.weight_decay if s.start < self.num_decayed else 0.0
+            decayed = self.first_decayed <= s.start < self.num_decayed
+            decay = self.weight_decay if decayed else 0.0
             adamw_update(
                 p[s], g[s], self.m[s], self.v[s], self.step,
                 lr, self.beta1, self.beta2, self.eps, decay,
             )  # fmt: skip
 
-        list(map(update, pieces(0, self.num_decayed) + pieces(self.num_decayed, p.size)))
+        bounds = itertools.pairwise((0, self.first_decayed, self.num_decayed, p.size))
+        list(map(update, [piece for group in bounds for piece in pieces(*group)]))
 
 
 @fused
@@ -136,19 +144,22 @@ def clip_gradient(g, max_norm, map=map):
     return norm
 
 
-def cosine_schedule(step, warmup_steps, total_steps, max_lr, min_lr):
+def cosine_schedule(step, warmup_steps, total_steps, max_lr, min_lr, cycle=None, growth=1):
     """The learning rate of a step, the first of which is 0.
 
     It never leaves (0, max_lr], and after the warm-up never [min_lr, max_lr].
 
     Args:    step ≥ 0; warmup_steps, of linear growth; total_steps, when min_lr is reached;
-             max_lr, min_lr.
+             max_lr, min_lr; cycle, None or after how many steps the cosine begins again; growth,
+             by which each cycle is longer than the one before.
     Returns: the learning rate, a float.
     """
     if step < warmup_steps:  # 1. warm up: never 0, or the first step would be lost
         return max_lr * (step + 1) / warmup_steps
     if step >= total_steps:  # 2. past the end: the cosine would turn and rise again
         return min_lr
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)  # 3. in [0, 1)
-    fallen = 0.5 * (1.0 - math.cos(math.pi * progress))  # 0 at first, so max_lr is met exactly
+    at, length = step - warmup_steps, cycle or total_steps - warmup_steps
+    while cycle and at >= length:  # 3. at a place of the cycle that this step belongs to
+        at, length = at - length, length * growth
+    fallen = 0.5 * (1.0 - math.cos(math.pi * at / length))  # 0 at first, so max_lr is met exactly
     return max(min_lr, max_lr - (max_lr - min_lr) * fallen)  # and rounding stays above min_lr

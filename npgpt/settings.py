@@ -6,6 +6,8 @@ from pathlib import Path
 from npgpt.backend import BACKENDS
 from npgpt.cli import option
 from npgpt.errors import UserError
+from npgpt.finetune import DECIDED
+from npgpt.model import MLPS, NORMS, POSITIONS
 from npgpt.presets import DEFAULT_PRESET, PRESETS
 
 
@@ -17,7 +19,17 @@ class Settings:
     run: str | None = option(None, "name of the run, or its folder (default: runs/PRESET-NNN)")
     resume: bool = option(False, "go on from the newest checkpoint of --run, or of the last run")
     backend: str = option("numpy", "numpy on a CPU, cupy on an NVIDIA GPU", choices=BACKENDS)
+    dtype: str | None = option(
+        None, "what is rounded: float32 nothing; bf16 the factors of matrix products, on a GPU all "
+        "activations; tf32, on a GPU, the factors less (default: bf16 on a GPU that has it)",
+        choices=("float32", "tf32", "bf16"),
+    )  # fmt: skip
+    graph: bool = option(True, "on a GPU, record a step as a CUDA graph, and launch it as one")
     seed: int = option(1, "decides the weights, the batches and the samples")
+    init_from: str | None = option(
+        None, "begin with a trained model: a run, or what python -m npgpt.load reads; the preset "
+        "is then finetune", metavar="RUN|PATH",
+    )  # fmt: skip
 
     data: str | None = option(
         "storybook", "what to learn from: storybook, tinystories, shakespeare or fineweb-edu; a "
@@ -45,26 +57,53 @@ class Settings:
     n_embd: int = option(128, "channels of the residual stream")
     n_hidden: int = option(256, "hidden channels of the MLP")
     tie: bool = option(False, "one table for the embedding and the output")
+    norm: str = option("rmsnorm", "what each branch reads the stream through", tuple(NORMS))
+    position: str = option(
+        "rope", "how a token knows its place: queries and keys are turned by it, or a vector is "
+        "learned for each", POSITIONS,
+    )  # fmt: skip
+    mlp: str = option("swiglu", "the bend in the MLP; none leaves the MLP out", tuple(MLPS))
+    bias: bool = option(False, "biases for the blocks' matrices, and for layernorm")
+    dropout: float = option(0.0, "share of the channels that each training step drops")
 
     batch_size: int = option(12, "rows that go through the model at a time")
     accumulate: int = option(1, "batches whose gradients are added up before a step")
+    checkpoint_activations: bool = option(
+        False, "keep only what goes into each block, and run it again for its gradient: a third "
+        "more time, for a fraction of the memory",
+    )  # fmt: skip
     threads: int | None = option(None, "pieces of a batch side by side (default: all processors)")
     steps: int = option(2600, "optimizer steps")
     lr: float = option(5e-3, "largest learning rate")
     min_lr: float = option(1e-5, "learning rate at the end")
     warmup_steps: int = option(50, "steps of linear growth to --lr")
+    restart_steps: int | None = option(
+        None, "steps after which the learning rate starts again at --lr (default: it never does)"
+    )
+    restart_growth: int = option(1, "by which each time until the next restart is longer")
+    label_smoothing: float = option(
+        0.0, "share of each target that goes to all of the vocabulary alike"
+    )
     beta1: float = option(0.9, "AdamW: memory of the gradient")
     beta2: float = option(0.95, "AdamW: memory of its square")
     weight_decay: float = option(0.1, "AdamW: pull of matrices to zero")
+    decay_embeddings: bool = option(True, "AdamW: pull at the tables of tokens and places as well")
     clip: float = option(1.0, "largest norm of the gradient, 0 for no limit")
 
     log_every: int = option(50, "steps between log lines")
-    eval_every: int = option(100, "steps between validations")
+    eval_every: int = option(200, "steps between validations")
     eval_tokens: int = option(16_384, "tokens of a validation; the last one reads all")
     sample_every: int = option(400, "steps between samples, 0 for none")
     sample_tokens: int = option(160, "length of a sample")
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "checkpoints kept")
+    keep_best: bool = option(
+        False, "keep the checkpoint of the best validation too, in the run's folder best/"
+    )
+    patience: int | None = option(
+        None, "validations without a better one after which training ends (default: it goes on)"
+    )
+    tensorboard: bool = option(False, "write the figures for TensorBoard too, beside the log")
 
     def __post_init__(self):
         for name in (
@@ -76,11 +115,14 @@ class Settings:
                 raise UserError(
                     f"{dashed(name)} is {getattr(self, name)}, but it must be {least} or more"
                 )
-        for name in ("threads", "data_mb"):
+        if not self.restart_growth >= 1:
+            raise UserError(f"--restart-growth is {self.restart_growth}, but it must be 1 or more")
+        for name in ("threads", "data_mb", "restart_steps", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{dashed(name)} is {value}, but it must be 1 or more")
-        for name in ("run", "data"):  # --data "$BOOK", and no such variable: that is not the "."
+        # --data "$BOOK", and no such variable: that is not the folder "."
+        for name in ("run", "data", "init_from"):
             if getattr(self, name) == "":
                 raise UserError(f"{dashed(name)} is empty: give it a value, or leave it out")
         for name in ("warmup_steps", "weight_decay", "clip", "sample_every", "min_lr", "seed"):
@@ -90,7 +132,7 @@ class Settings:
                 )
         if not self.lr > 0:
             raise UserError(f"--lr is {self.lr}, but a learning rate must be above 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"{dashed(name)} is {getattr(self, name)}, but it must be in [0, 1)"
@@ -106,8 +148,9 @@ def dashed(name):
 
 # What may change when a run goes on: nothing that decides the weights, except where it ends.
 FREE_ON_RESUME = {
-    "run", "resume", "backend", "threads", "steps", "log_every", "eval_every",
-    "eval_tokens", "sample_every", "sample_tokens", "save_every", "keep",
+    "run", "resume", "backend", "checkpoint_activations", "dtype", "graph", "threads", "steps",
+    "log_every", "eval_every", "eval_tokens", "sample_every", "sample_tokens", "save_every",
+    "keep", "keep_best", "patience", "tensorboard",
 }  # fmt: skip
 
 
@@ -119,6 +162,12 @@ def with_preset(settings, given):
     Raises:  UserError if what was given does not fit with the preset.
     """
     preset = settings.preset or DEFAULT_PRESET[settings.backend]
+    if settings.init_from is not None:
+        preset = settings.preset or "finetune"
+        if decided := given & set(DECIDED):
+            raise UserError(
+                f"--init-from names a model, which decides {dashed(min(decided))}: leave out one"
+            )
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in given}
     s = replace(Settings(**{**PRESETS[preset], **values}), preset=preset)
     if s.min_lr > s.lr:  # not in __post_init__: before the preset is known, one of them is not

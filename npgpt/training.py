@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from npgpt import plan
-from npgpt.backend import to_host
+from npgpt.backend import kernels_enabled, to_host
 from npgpt.checkpoint import save_checkpoint, write_atomic
 from npgpt.data import ahead, check_length, get_batch
 from npgpt.errors import UserError
 from npgpt.evaluate import document_starts, evaluate
+from npgpt.finetune import read_start, with_context
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
@@ -24,6 +25,8 @@ from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
 from npgpt.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
 from npgpt.tokenizer import load_tokenizer
+
+MOST_VALIDATED = 64  # rows at a time, in float32: a training batch of bf16 may be twice too large
 
 
 @dataclass
@@ -43,10 +46,13 @@ class Run:
     optimizer: AdamW
     workers: Workers
     xp: object  # the array module, numpy or cupy
+    gpu: object = None  # npgpt.backend.cuda.steps.DeviceSteps, who takes the steps on a GPU
     step: int = 0  # optimizer steps taken
     saved: int = -1  # the step of the newest checkpoint
     seconds: float = 0.0  # spent in steps so far
     valid_loss: float = math.nan  # the last one measured
+    best_loss: float = math.inf  # the least so far, over the same part of the validation text
+    best_step: int = 0  # when that was
 
     @property
     def train_tokens(self):
@@ -80,10 +86,14 @@ class Run:
         """Measure the loss over the validation text, or over its beginning, and log it."""
         result = evaluate(
             self.params, self.config, self.valid_tokens, self.bytes_per_token,
-            batch_size=self.settings.batch_size, max_tokens=max_tokens,
+            batch_size=min(self.settings.batch_size, MOST_VALIDATED), max_tokens=max_tokens,
             starts=self.valid_starts, xp=self.xp, map=self.workers.map,
         )  # fmt: skip
         self.valid_loss = result.loss
+        if max_tokens is not None and result.loss < self.best_loss:
+            self.best_loss, self.best_step = result.loss, self.step
+            if self.settings.keep_best:
+                self._write(self.dir / "best", keep=1)
         log.record(
             step=self.step, valid_loss=result.loss, perplexity=result.perplexity,
             bits_per_byte=result.bits_per_byte, valid_tokens=result.num_tokens,
@@ -112,10 +122,30 @@ class Run:
         # What an attempt that was killed wrote from this step on is written once more.
         write_atomic(path, f"{earlier.partition(head)[0]}{head}{text}\n\n".encode())
 
+    @property
+    def is_stalled(self):
+        """Whether --patience is at its end: so many validations since the best one."""
+        patience = self.settings.patience
+        since = (self.step - self.best_step) // self.settings.eval_every
+        return patience is not None and since >= patience
+
     def save(self):
         """Save all that the run needs to go on bit for bit, unless this step is saved already."""
         if self.saved == self.step:
             return
+        try:
+            self._write(self.dir, self.settings.keep)
+        except UserError as error:
+            if self.saved < 0:
+                raise
+            raise UserError(
+                f"{error}; the checkpoint of step {self.saved} is whole, so go on "
+                f"with python train.py --resume --run {typed(self.dir)}"
+            ) from error
+        self.saved = self.step
+
+    def _write(self, run_dir, keep):
+        """Write a checkpoint into a run's folder, and keep so many."""
         state = {
             "settings": _plain(self.settings),
             "config": asdict(self.config),
@@ -127,6 +157,7 @@ class Run:
             "floor": self.floor,
             "seconds": self.seconds,
             "valid_loss": finite(self.valid_loss),
+            "best": [finite(self.best_loss), self.best_step],
         }
         arrays = {
             "model": {name: to_host(w) for name, w in self.params.items()},
@@ -134,16 +165,7 @@ class Run:
         }
         folder = self.dir / "tokenizer"
         files = {f"tokenizer/{f.name}": f.read_bytes() for f in sorted(folder.iterdir())}
-        try:
-            save_checkpoint(self.dir, self.step, arrays, state, files, self.settings.keep)
-        except UserError as error:
-            if self.saved < 0:
-                raise
-            raise UserError(
-                f"{error}; the checkpoint of step {self.saved} is whole, so go on "
-                f"with python train.py --resume --run {typed(self.dir)}"
-            ) from error
-        self.saved = self.step
+        save_checkpoint(run_dir, self.step, arrays, state, files, keep)
 
     def title(self):
         c = self.config
@@ -161,9 +183,15 @@ def new_run(settings, xp):
     """
     s = replace(settings, threads=_threads(settings, xp))
     check_new_run(s.run)
-    _config(s, max(1, s.vocab_size))  # a shape that can't be is refused before the long reading
-    data = prepare(s)
-    config = _config(s, data.tokenizer.vocab_size)
+    _choose_dtype(s, xp)
+    if s.init_from is None:
+        _config(s, max(1, s.vocab_size))  # a wrong shape is refused before the long reading
+        data = prepare(s)
+        config = _config(s, data.tokenizer.vocab_size)
+        params = None
+    else:
+        s, config, params, tokenizer = _start(s)
+        data = prepare(s, tokenizer)
     valid_tokens = data.valid.tokens
     check_length(data.train.tokens, s.block_size, "training")
     if len(valid_tokens) < 2:  # nothing comes before the first, so it can't be predicted
@@ -175,7 +203,8 @@ def new_run(settings, xp):
     told = len(valid_tokens) - 1
     text_bytes = data.valid.facts["text_bytes"] - int(token_sizes(data.tokenizer)[valid_tokens[0]])
 
-    params = Parameters(config, xp.asarray(init_parameters(config, s.seed).flat))
+    params = init_parameters(config, s.seed) if params is None else params
+    params = Parameters(config, xp.asarray(params.flat))
     grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
 
     run_dir = make_run_dir(s.run, s.preset)
@@ -191,6 +220,7 @@ def new_run(settings, xp):
         floor=None if data.nats is None else data.nats / told,
         params=params, grads=grads, optimizer=optimizer,
         workers=_workers(params, config, s, xp), xp=xp,
+        gpu=_gpu_steps(params, grads, optimizer, config, s, xp),
     )  # fmt: skip
 
 
@@ -203,23 +233,29 @@ def resumed_run(settings, given, xp):
     run_dir = find_run(settings.run)
     checkpoint = load_run(run_dir)
     state = checkpoint.state
+    if "settings" not in state:
+        raise UserError(
+            f"{run_dir} was trained elsewhere, and holds no training to go on with: begin one "
+            f"with python train.py --init-from {typed(run_dir)} --data YOUR.txt"
+        )
     saved = dict(state["settings"])
     for name in sorted(given - FREE_ON_RESUME):
         wanted = _plain(settings)[name]
-        if wanted != saved[name]:
+        if wanted != saved.get(name):
             raise UserError(
-                f"{run_dir} was trained with {dashed(name)} {saved[name]}, not {wanted}: "
+                f"{run_dir} was trained with {dashed(name)} {saved.get(name)}, not {wanted}: "
                 "leave it out to resume, or start a new run with it"
             )
     changed = {name: getattr(settings, name) for name in given & FREE_ON_RESUME}
     s = replace(settings, **{**saved, **changed, "run": str(run_dir), "resume": True})
     s = replace(s, threads=_threads(s, xp))
+    _choose_dtype(s, xp)
     if checkpoint.step >= s.steps:
         raise UserError(
             f"{run_dir} has finished its {checkpoint.step} steps: give more with --steps, "
             f"or hear it with python generate.py --run {typed(run_dir)}"
         )
-    config = GPTConfig(**state["config"])
+    config = replace(GPTConfig(**state["config"]), recompute=s.checkpoint_activations)
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
     train, valid = (_run_tokens(run_dir, name, tokenizer) for name in ("train", "valid"))
     if [train.facts["sha256"], valid.facts["sha256"]] != state["data_sha256"]:
@@ -236,14 +272,18 @@ def resumed_run(settings, given, xp):
             )
         memory[...] = xp.asarray(saved_memory)
     optimizer.step = state["optimizer_step"]
+    grads = params.zeros_like()
+    best_loss, best_step = state.get("best", (None, checkpoint.step))
     return Run(
         dir=run_dir, settings=s, config=config, tokenizer=tokenizer, train=train, valid=valid,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
-        params=params, grads=params.zeros_like(), optimizer=optimizer,
+        params=params, grads=grads, optimizer=optimizer,
         workers=_workers(params, config, s, xp), xp=xp,
+        gpu=_gpu_steps(params, grads, optimizer, config, s, xp),
         step=checkpoint.step, saved=checkpoint.step,
         seconds=state["seconds"],
         valid_loss=math.nan if state["valid_loss"] is None else state["valid_loss"],
+        best_loss=math.inf if best_loss is None else best_loss, best_step=best_step,
     )  # fmt: skip
 
 
@@ -273,20 +313,74 @@ def _run_tokens(run_dir, name, tokenizer):
     return open_tokens(path, tokenizer, "start a new run")
 
 
+def _start(s):
+    """The model of --init-from, and the settings with its shape in the place of theirs.
+
+    Returns: settings; config; params on the host; tokenizer.
+    """
+    config, params, tokenizer = read_start(s.init_from)
+    config, params = with_context(config, params, s.block_size)
+    config = replace(config, dropout=s.dropout, recompute=s.checkpoint_activations)
+    shape = {name: value for name, value in asdict(config).items() if hasattr(s, name)}
+    s = replace(s, **shape, tokenizer="char" if tokenizer.kind == "char" else "bpe")
+    return s, config, params, tokenizer
+
+
 def _config(s, vocab_size):
     return GPTConfig(
         vocab_size=vocab_size, block_size=s.block_size, n_layer=s.n_layer, n_head=s.n_head,
         n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
+        norm=s.norm, position=s.position, mlp=s.mlp, bias=s.bias, dropout=s.dropout,
+        recompute=s.checkpoint_activations,
     )  # fmt: skip
 
 
 def _new_optimizer(params, s):
-    return AdamW.for_parameters(params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay)
+    tables = sum(params[name].size for name in ("wte", "wpe") if name in params)
+    return AdamW.for_parameters(
+        params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay,
+        first_decayed=0 if s.decay_embeddings else tables,
+    )  # fmt: skip
 
 
 def _workers(params, config, s, xp):
     """The threads of a run; a processor's take few rows at a time, a GPU all of them."""
     return Workers(params, s.threads, plan.rows_at_once(config) if xp is np else None)
+
+
+def _choose_dtype(s, xp):
+    """Let a processor's kernels round as the settings say; refuse what there are no kernels for.
+
+    Raises:  UserError for a dtype that only other kernels have.
+    """
+    if s.dtype in ("tf32", "bf16") and not kernels_enabled("numpy" if xp is np else "cupy"):
+        raise UserError(
+            f"--dtype {s.dtype} needs the compiled kernels: install numba, and leave "
+            "NPGPT_KERNELS unset; or leave --dtype out"
+        )
+    if xp is not np:
+        return
+    if s.dtype == "tf32":
+        raise UserError("--dtype tf32 is for a GPU: give bf16 or float32, or leave it out")
+    if kernels_enabled():
+        from npgpt.backend.cpu.linear import round_factors
+
+        if not round_factors(s.dtype or "float32"):
+            print("this processor has no AVX512-BF16, which --dtype bf16 needs: float32 it is")
+
+
+def _gpu_steps(params, grads, optimizer, config, s, xp):
+    """Who takes the steps of a run on a GPU; None where train.py's own text does."""
+    if xp is np or not kernels_enabled("cupy"):
+        return None
+    from npgpt.backend.cuda.compile import capability
+    from npgpt.backend.cuda.rounding import supported
+    from npgpt.backend.cuda.runtime import Runtime
+    from npgpt.backend.cuda.steps import DeviceSteps, How
+
+    dtype = supported(s.dtype, capability(), config, s.label_smoothing)
+    how = How(s.batch_size, s.accumulate, s.clip, dtype, s.graph, s.label_smoothing, s.seed)
+    return DeviceSteps(params, grads, optimizer, config, how, Runtime())
 
 
 def _threads(s, xp):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import npgpt.model
 import npgpt.sampling
 from npgpt.errors import UserError
 from npgpt.layers import linear_forward
-from npgpt.model import GPTConfig, Parameters, count_parameters, forward
+from npgpt.model import GPTConfig, Parameters, count_parameters, forward, init_parameters
 from npgpt.sampling import Decoder, KVCache, choose_token, generate, make_decoder, sample_rngs
 
 pytestmark = [
@@ -329,6 +330,30 @@ def test_who_reads(monkeypatch):
         UserError, match="--dtype int8 needs the compiled kernels of the numpy back"
     ):
         make_decoder(model(config), config, "int8")
+
+
+GPT2 = GPTConfig(
+    31, 9, n_layer=2, n_head=2, n_embd=8, n_hidden=12,
+    norm="layernorm", position="learned", mlp="gelu_tanh", bias=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "part", [{"norm": "layernorm"}, {"position": "learned"}, {"mlp": "gelu"}, {"bias": True}, GPT2]
+)
+def test_the_text_reads_what_is_not_compiled(part):
+    config = replace(CONFIGS["plain"], **part) if isinstance(part, dict) else part
+    decoder = make_decoder(init_parameters(config, 1), config)
+    assert type(decoder) is Decoder
+    with pytest.raises(UserError, match="--dtype bf16 is for models of rmsnorm, rope and swiglu"):
+        make_decoder(init_parameters(config, 1), config, "bf16")
+
+
+def test_gpt2_writes_on_past_its_last_place():
+    """Its table of places ends where the context does: then the latest half is read again."""
+    params = init_parameters(GPT2, 1)
+    steps = list(generate(params, GPT2, np.array([[1, 2], [3, 4]]), 20, sample_rngs(0, [0, 1])))
+    assert len(steps) == 20 and all(0 <= ids.min() <= ids.max() < 31 for ids in steps)
 
 
 def test_packed_weights_are_as_small_as_promised():

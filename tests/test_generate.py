@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import generate
+from data.storybook import judge
 from npgpt.checkpoint import save_checkpoint
 from npgpt.cli import main_with_errors, parse
 from npgpt.model import GPTConfig, init_parameters
+from npgpt.pretrained import STORYBOOK
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,8 +268,8 @@ def refused(capsys, *argv):
         ("--seed -1", "--seed is -1, but it must be 0 or more"),
         ("--threads 0", "--threads is 0, but it must be at least 1"),
         ("--dtype fp4", "--dtype: 'fp4' is not one of float32, bf16, int8"),
-        ("--model m.bin", "--model and --tokenizer-file belong together: give both, or neither"),
-        ("--tokenizer-file t.bin", "--model and --tokenizer-file belong together"),
+        ("--model m.bin", "there is no file m.bin: check the spelling"),
+        ("--tokenizer-file t.bin", "--tokenizer-file belongs to a --model"),
         ("--model m --tokenizer-file t --run a", "--model and --run each choose a model"),
         ("--model m --tokenizer-file t", "there is no file m: check the spelling"),
         ("--out runs", "--out 'runs' is a folder: give the name of a file in it"),
@@ -285,7 +287,8 @@ def test_refusals(capsys, run_a, argv, sentence):
     assert not Path("o.txt").exists()
 
 
-def test_no_model_yet(capsys):
+def test_no_model_yet(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("npgpt.pretrained.STORYBOOK", tmp_path / "left out of the installation")
     sentence = "there is no trained model under runs/ yet: run python train.py first"
     assert refused(capsys) == sentence
     Path("runs/a/checkpoints").mkdir(parents=True)
@@ -293,6 +296,22 @@ def test_no_model_yet(capsys):
     assert refused(capsys) == sentence
     assert refused(capsys, "--run", "x").endswith("run `python train.py` first")
     assert refused(capsys, "--run", "a").startswith("there is no trained model in")
+
+
+def test_a_strangers_first_command_tells_a_story(capsys):
+    status, out, err = call(capsys, "--prompt", "", "--num-samples", "20", "--temperature", "0.7")
+    assert status == 0
+    assert err.startswith("no run of yours yet, so here is the model that comes with npgpt")
+    stories = [text.partition("\n")[2] for text in out.split("----- sample")[1:]]
+    assert len(stories) == 20
+    # 98 of 100 are consistent throughout: that five of twenty are not is one chance in 10^5.
+    good = sum(judge(story.strip()).consistent for story in stories)
+    assert good >= 16
+    assert sum(file.stat().st_size for file in STORYBOOK.iterdir()) <= 6e6
+
+
+def test_a_run_of_ones_own_comes_first(capsys, run_a):
+    assert "comes with npgpt" not in call(capsys, "--prompt", "a", "--max-new-tokens", "1")[2]
 
 
 def test_a_run_misspelled(capsys, run_a):

@@ -4,6 +4,7 @@ That its numbers are right is the business of gradcheck and test_torch_parity.py
 """
 
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from npgpt.errors import UserError
 from npgpt.layers import cross_entropy_forward
 from npgpt.model import (
+    MLPS,
+    NORMS,
     GPTConfig,
     Parameters,
     backward,
@@ -19,15 +22,24 @@ from npgpt.model import (
     init_parameters,
     join_qkv,
     loss_and_gradients,
+    parameter_shapes,
     split_qkv,
 )
 from npgpt.optim import AdamW
+from npgpt.parameters import MLP_NAMES, NORM_NAMES
 
 SMALL = {"vocab_size": 29, "block_size": 12, "n_layer": 2, "n_embd": 24, "n_hidden": 20}
 MODELS = {
     "tied": GPTConfig(**SMALL, n_head=4),
     "untied": GPTConfig(**SMALL, n_head=3, tie=False),
     "grouped": GPTConfig(**SMALL, n_head=4, n_kv_head=2),
+    "GPT-2": GPTConfig(
+        **SMALL, n_head=4, norm="layernorm", position="learned", mlp="gelu_tanh", bias=True
+    ),
+    "relu": GPTConfig(
+        **SMALL, n_head=8, norm="layernorm", position="learned", mlp="relu", tie=False
+    ),
+    "attention only": GPTConfig(**SMALL, n_head=4, mlp="none", bias=True),
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 
@@ -48,6 +60,36 @@ def test_the_default_model_has_38_683_136_parameters():
     assert count_parameters(GPTConfig(tie=False)) == 38_683_136 + V * C
     # Two key/value heads in place of eight: wk and wv shrink to a quarter
     assert count_parameters(GPTConfig(n_kv_head=2)) == 38_683_136 - L * 2 * C * C * 3 // 4
+
+
+def test_parameters_of_other_compositions_by_hand():
+    V, T, C, F, L = 50_257, 1024, 768, 3072, 12
+    gpt2 = GPTConfig(
+        vocab_size=V, block_size=T, n_layer=L, n_head=12, n_embd=C, n_hidden=F,
+        norm="layernorm", position="learned", mlp="gelu_tanh", bias=True,
+    )  # fmt: skip
+    matrices, biases, norms = 4 * C * C + 2 * C * F, 5 * C + F, 4 * C
+    assert V * C + T * C + L * (matrices + biases + norms) + 2 * C == 124_439_808  # as published
+    assert count_parameters(gpt2) == 124_439_808
+    assert count_parameters(replace(gpt2, bias=False)) == 124_439_808 - L * (biases + 2 * C) - C
+    assert count_parameters(replace(gpt2, position="none")) == 124_439_808 - T * C
+    attention_only = 124_439_808 - L * (2 * C * F + F + C + 2 * C)
+    assert count_parameters(replace(gpt2, mlp="none")) == attention_only
+
+
+def test_every_matrix_has_its_bias_and_no_other():
+    decayed, free = parameter_shapes(MODELS["GPT-2"])
+    assert [n for n in free if n.startswith("blocks.1.")] == [
+        f"blocks.1.{name}"
+        for name in ("attn_norm", "mlp_norm", "bqkv", "bo", "b_up", "b_down",
+                     "attn_norm_bias", "mlp_norm_bias")
+    ]  # fmt: skip
+    for name, bias in (("wqkv", "bqkv"), ("wo", "bo"), ("w_up", "b_up"), ("w_down", "b_down")):
+        assert free[f"blocks.0.{bias}"] == decayed[f"blocks.0.{name}"][1:]
+    assert list(decayed)[:2] == ["wte", "wpe"] and list(free)[-2:] == ["norm", "norm_bias"]
+    _, free = parameter_shapes(MODELS["attention only"])  # its rmsnorm has no bias
+    assert {n.removeprefix("blocks.0.") for n in free} >= {"bqkv", "bo", "attn_norm"}
+    assert not [n for n in free if n.endswith("norm_bias") or "mlp" in n]
 
 
 @every_model
@@ -122,6 +164,12 @@ def test_initial_weights(n_layer, tie):
         assert abs(np.std(w, dtype=np.float64) / std - 1) < 5 / math.sqrt(2 * w.size), name
 
 
+def test_gains_begin_at_1_and_biases_at_0():
+    for name, w in init_parameters(MODELS["GPT-2"], 1).items():
+        if w.ndim == 1:
+            assert np.all(w == float(name.endswith("norm"))), name
+
+
 def test_the_seed_decides_the_weights():
     config = MODELS["tied"]
     first, again, other = (init_parameters(config, seed).flat for seed in (3, 3, 4))
@@ -185,6 +233,8 @@ def float_arrays(cache):
     """All arrays of real numbers in a nest of dicts and tuples."""
     if isinstance(cache, np.ndarray):
         return [cache] if cache.dtype.kind == "f" else []
+    if not isinstance(cache, dict | tuple):  # a place, say
+        return []
     parts = cache.values() if isinstance(cache, dict) else cache
     return [array for part in parts for array in float_arrays(part)]
 
@@ -289,6 +339,22 @@ def test_backward_changes_neither_weights_nor_cache(config):
         assert np.array_equal(before, after)
 
 
+def test_what_is_made_again_need_not_be_kept():
+    """Of each block only its input: the stream. All else is a view of the weights."""
+
+    def kept(config):
+        ids, _ = random_batch(config, 4, 12)
+        params = init_parameters(config, 15)
+        _, cache = forward(params, ids, config)
+        arrays = [a for i in range(config.n_layer) for a in float_arrays(cache[i])]
+        return sum(a.nbytes for a in arrays if not np.shares_memory(a, params.flat))
+
+    plain = replace(MODELS["tied"], position="none", n_layer=6)
+    stream = 4 * 12 * plain.n_embd * 4
+    assert kept(replace(plain, recompute=True)) == 6 * stream
+    assert kept(plain) > 6 * 6 * stream
+
+
 def test_the_loss_is_not_scaled_but_its_gradient_is():
     config = MODELS["tied"]
     params = init_parameters(config, 15, np.float64)
@@ -331,6 +397,10 @@ def test_it_learns_one_batch_by_heart(config):
         ({"n_embd": 24, "n_head": 8}, "multiple of 16"),  # three channels a head: no RoPE
         ({"n_kv_head": 3}, "n_kv_head 3 must divide n_head 8"),
         ({"n_kv_head": 16}, "n_kv_head 16 must divide n_head 8"),
+        ({"n_embd": 20, "n_head": 8, "position": "none"}, "multiple of 8"),
+        ({"norm": "batchnorm"}, "norm is 'batchnorm', but it must be one of rmsnorm, layernorm"),
+        ({"position": "sinus"}, "position is 'sinus'"),
+        ({"mlp": "tanh"}, "mlp is 'tanh'"),
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
         ({"norm_eps": -1e-5}, "norm_eps is -1e-05"),
         ({"norm_eps": math.nan}, "norm_eps is nan"),
@@ -341,6 +411,22 @@ def test_a_wrong_config_is_one_sentence(wrong, says):
     with pytest.raises(UserError, match=says) as error:
         GPTConfig(**wrong)
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+def test_three_channels_a_head_will_do_where_none_are_turned():
+    assert GPTConfig(n_embd=24, n_head=8, position="learned").head_dim == 3
+
+
+def test_every_name_stands_for_a_layer():
+    assert tuple(NORMS) == NORM_NAMES and tuple(MLPS) == MLP_NAMES
+
+
+def test_a_config_of_old_has_the_composition_of_old():
+    """Checkpoints written before there was a choice name none."""
+    old = asdict(GPTConfig())
+    for name in ("norm", "position", "mlp", "bias"):
+        del old[name]
+    assert GPTConfig(**old) == GPTConfig(norm="rmsnorm", position="rope", mlp="swiglu", bias=False)
 
 
 def test_as_many_key_value_heads_as_heads_unless_said():

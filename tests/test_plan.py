@@ -46,8 +46,9 @@ def test_flops_of_the_default_model_by_hand():
     assert flops_per_token(config) == 6 * weights + attention
 
 
-def test_an_untied_table_is_looked_up_for_nothing():
+def test_a_table_is_looked_up_for_nothing():
     assert flops_per_token(GPTConfig(tie=False)) == flops_per_token(GPTConfig())
+    assert flops_per_token(GPTConfig(position="learned")) == flops_per_token(GPTConfig())
 
 
 def test_checkpoints_on_disk(tmp_path):

@@ -99,6 +99,20 @@ def test_a_signal_saves_and_the_run_goes_on(capfd, tmp_path, monkeypatch, whole,
     assert fingerprint("runs/a") == whole
 
 
+def test_a_run_with_dropout_goes_on_with_the_masks_that_it_would_have_drawn(
+    capfd, tmp_path, monkeypatch
+):
+    drops = [*SMALL, "--dropout", "0.3", "--norm", "layernorm", "--position", "learned"]
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert call(capfd, *drops, "--run", "a")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    stop_at(monkeypatch, 5)
+    assert call(capfd, *drops, "--run", "a")[0] == 130
+    assert call(capfd, "--resume", "--run", "a")[0] == 0
+    assert fingerprint("runs/a") == fingerprint("whole/runs/a")
+
+
 def test_twice_means_now(capfd, tmp_path, monkeypatch, whole):
     monkeypatch.chdir(tmp_path)
 

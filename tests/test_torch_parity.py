@@ -17,6 +17,7 @@ where the gradient is truly zero.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +36,40 @@ from torch_reference import (  # noqa: E402
 )
 
 from npgpt.layers import (  # noqa: E402
+    affine_backward,
+    affine_forward,
     attention_backward,
     attention_forward,
     cross_entropy_backward,
     cross_entropy_forward,
+    dropout_forward,
+    dropout_key,
     embedding_backward,
     embedding_forward,
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    layernorm_backward,
+    layernorm_forward,
     linear_backward,
     linear_forward,
+    position_backward,
+    position_forward,
+    relu_backward,
+    relu_forward,
     rmsnorm_backward,
     rmsnorm_forward,
     rope_backward,
     rope_forward,
     rope_table,
+    smooth_cross_entropy_backward,
+    smooth_cross_entropy_forward,
     swiglu_backward,
     swiglu_forward,
 )
 from npgpt.model import (  # noqa: E402
+    Chance,
     GPTConfig,
     Parameters,
     backward,
@@ -128,6 +146,33 @@ def test_linear(rows, C, N):
     check(y=(y, ty), dx=(dx, tx.grad), dw=(dw, tw.grad.T))
 
 
+@pytest.mark.parametrize("rows, C, N", [((2, 5), 8, 12), ((1,), 1, 1), ((3, 4, 5), 31, 65)])
+def test_affine(rows, C, N):
+    rng = np.random.default_rng(1)
+    x, w, b = rng.standard_normal((*rows, C)), rng.standard_normal((C, N)), rng.standard_normal(N)
+    dy = rng.standard_normal((*rows, N))
+    y, cache = affine_forward(x, w, b)
+    dx, dw, db = affine_backward(dy, cache)
+    tx, tw, tb = tensor(x), tensor(np.ascontiguousarray(w.T)), tensor(b)
+    ty = F.linear(tx, tw, tb)
+    ty.backward(torch.tensor(dy))
+    check(y=(y, ty), dx=(dx, tx.grad), dw=(dw, tw.grad.T), db=(db, tb.grad))
+
+
+@pytest.mark.parametrize("B, T, P, C, first", [(2, 5, 8, 6, 0), (3, 1, 4, 5, 3), (1, 9, 9, 33, 0)])
+def test_position(B, T, P, C, first):
+    """torch looks the places up, as it does tokens."""
+    rng = np.random.default_rng(0)
+    x, wpe = rng.standard_normal((B, T, C)), rng.standard_normal((P, C))
+    dy = rng.standard_normal((B, T, C))
+    y, cache = position_forward(x, wpe, first)
+    dx, dwpe = position_backward(dy, cache)
+    tx, tw = tensor(x), tensor(wpe)
+    ty = tx + F.embedding(torch.arange(first, first + T), tw)
+    ty.backward(torch.tensor(dy))
+    check(y=(y, ty), dx=(dx, tx.grad), dwpe=(dwpe, tw.grad))
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4])  # at 1e-2 eps decides half of rstd, then all
 @pytest.mark.parametrize("rows, C", [((2, 5), 8), ((1,), 1), ((3, 7), 33), ((4, 2, 3), 129)])
 def test_rmsnorm(rows, C, scale):
@@ -140,6 +185,23 @@ def test_rmsnorm(rows, C, scale):
     ty = F.rms_norm(tx, (C,), tw, 1e-4)
     ty.backward(torch.tensor(dy))
     check(y=(y, ty), dx=(dx, tx.grad), dw=(dw, tw.grad))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("rows, C", [((2, 5), 8), ((3, 7), 33), ((4, 2, 3), 129)])
+def test_layernorm(rows, C, scale, bias):
+    rng = np.random.default_rng(2)
+    x, w = scale * rng.standard_normal((*rows, C)) + 0.5, 1.0 + 0.3 * rng.standard_normal(C)
+    b = rng.standard_normal(C) if bias else None
+    dy = rng.standard_normal((*rows, C))
+    y, cache = layernorm_forward(x, w, b, 1e-4)
+    dx, dw, db = layernorm_backward(dy, cache)
+    tx, tw, tb = tensor(x), tensor(w), tensor(b) if bias else None
+    ty = F.layer_norm(tx, (C,), tw, tb, 1e-4)
+    ty.backward(torch.tensor(dy))
+    pairs = {"y": (y, ty), "dx": (dx, tx.grad), "dw": (dw, tw.grad)}
+    check(**pairs, **({"db": (db, tb.grad)} if bias else {}))
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 100.0])
@@ -215,6 +277,45 @@ def test_swiglu(rows, F2, scale):
     check(y=(y, ty), dx=(swiglu_backward(dy, cache), tx.grad))
 
 
+BENDS = {
+    "relu": (relu_forward, relu_backward, F.relu),
+    "gelu": (gelu_forward, gelu_backward, F.gelu),
+    "gelu_tanh": (
+        gelu_tanh_forward,
+        gelu_tanh_backward,
+        lambda x: F.gelu(x, approximate="tanh"),
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 8.0])  # in the bend, near 0, and both straight ends
+@pytest.mark.parametrize("shape", [(2, 5, 16), (1, 2), (4, 2, 3, 65)])
+@pytest.mark.parametrize("name", BENDS)
+def test_mlp(name, shape, scale):
+    ours_forward, ours_backward, theirs = BENDS[name]
+    rng = np.random.default_rng(6)
+    x, dy = scale * rng.standard_normal(shape), rng.standard_normal(shape)
+    y, cache = ours_forward(x)
+    tx = tensor(x)
+    ty = theirs(tx)
+    ty.backward(torch.tensor(dy))
+    check(y=(y, ty), dx=(ours_backward(dy, cache), tx.grad))
+
+
+@pytest.mark.parametrize("name", BENDS)
+def test_mlp_at_0_and_where_there_is_no_number(name):
+    """At its corner ReLU's slope is 0, as torch has it; and what is not a number stays one."""
+    ours_forward, ours_backward, theirs = BENDS[name]
+    x = np.array([0.0, np.nan, 1.0])
+    y, cache = ours_forward(x)
+    dx = ours_backward(np.ones(3), cache)
+    tx = tensor(x)
+    ty = theirs(tx)
+    ty.backward(torch.ones(3, dtype=torch.float64))
+    assert np.allclose(y, ty.detach().numpy(), equal_nan=True) and np.isnan(y[1])
+    assert np.allclose(dx, tx.grad.numpy(), equal_nan=True)
+
+
 @pytest.mark.parametrize("scale, dloss", [(1.0, 1.0), (30.0, 1.0), (1.0, 0.25)])
 @pytest.mark.parametrize("rows, V", [((2, 5), 11), ((1,), 2), ((3, 7), 301), ((9,), 33)])
 def test_cross_entropy(rows, V, scale, dloss):
@@ -228,6 +329,21 @@ def test_cross_entropy(rows, V, scale, dloss):
     check(loss=(loss, tloss), dlogits=(dlogits, tlogits.grad))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("rows, V, scale", [((2, 5), 11, 1.0), ((1,), 2, 30.0), ((3, 7), 301, 4.0)])
+def test_label_smoothing(rows, V, scale, smoothing):
+    rng = np.random.default_rng(7)
+    logits, targets = scale * rng.standard_normal((*rows, V)), rng.integers(V, size=rows)
+    loss, cache = smooth_cross_entropy_forward(logits, targets, smoothing)
+    tlogits = tensor(logits)
+    tloss = F.cross_entropy(
+        tlogits.reshape(-1, V), torch.tensor(targets).reshape(-1), label_smoothing=smoothing
+    )
+    tloss.backward(torch.tensor(0.5, dtype=torch.float64))
+    dlogits = smooth_cross_entropy_backward(0.5, cache)
+    check(loss=(loss, tloss), dlogits=(dlogits, tlogits.grad))
+
+
 # ---------------------------------------------------------------------------- the whole model
 
 SMALL = {"vocab_size": 37, "block_size": 16, "n_layer": 2, "n_embd": 24, "n_hidden": 20}
@@ -236,6 +352,17 @@ MODELS = {
     "untied": GPTConfig(**SMALL, n_head=4, tie=False),
     "grouped": GPTConfig(**SMALL, n_head=4, n_kv_head=2, rope_theta=100.0),
     "grouped, untied": GPTConfig(**SMALL, n_head=6, n_kv_head=1, norm_eps=0.1, tie=False),
+    "GPT-2": GPTConfig(
+        **SMALL, n_head=4, norm="layernorm", position="learned", mlp="gelu_tanh", bias=True
+    ),
+    "GPT-2, no bias, untied": GPTConfig(
+        **SMALL, n_head=4, norm="layernorm", position="learned", mlp="gelu", tie=False
+    ),
+    "relu, odd heads, bias": GPTConfig(
+        **SMALL, n_head=8, norm="layernorm", position="learned", mlp="relu", bias=True, tie=False
+    ),
+    "Llama with biases": GPTConfig(**SMALL, n_head=4, n_kv_head=2, bias=True),
+    "no positions, no MLP": GPTConfig(**SMALL, n_head=4, position="none", mlp="none"),
     "three blocks of one head": GPTConfig(
         vocab_size=5, block_size=9, n_layer=3, n_head=1, n_embd=6, n_hidden=7
     ),
@@ -275,6 +402,34 @@ def test_model(name, B, T):
             assert np.max(np.abs(grads[wqkv][:, :q_and_k])) < 1e-14
             pairs[f"{wqkv} of v"] = (grads[wqkv][:, q_and_k:], tgrads[wqkv][:, q_and_k:])
     check(**pairs, **{n: (grads[n], tgrads[n]) for n in params})
+
+
+def masks(config, chance):
+    """Dropout for torch, with npgpt's masks: torch multiplies by them, and finds the gradient."""
+
+    def drop(x, layer, place):
+        key = dropout_key(chance.seed, chance.step, layer, place)
+        mask, _ = dropout_forward(np.ones(x.shape), config.dropout, key)
+        return x * torch.tensor(mask).to(x.dtype)
+
+    return drop
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["tied", "GPT-2", "no positions, no MLP"])
+def test_model_with_dropout_and_smoothing(name, smoothing):
+    config, chance = replace(MODELS[name], dropout=0.3), Chance(seed=5, step=6)
+    params = wild_parameters(config, seed=8)
+    ids, targets = np.random.default_rng(9).integers(config.vocab_size, size=(2, 3, 9))
+    grads = params.zeros_like()
+    given = {"chance": chance, "smoothing": smoothing}
+    loss = loss_and_gradients(params, grads, ids, targets, config, **given)
+    model = load_parameters(params, config)
+    tids, ttargets = torch.tensor(ids), torch.tensor(targets)
+    tloss = model.loss(tids, ttargets, smoothing, masks(config, chance))
+    tloss.backward()
+    tgrads = read_parameters(model, config, what=lambda p: p.grad)
+    check(loss=(loss, tloss), **{n: (grads[n], tgrads[n]) for n in params})
 
 
 def test_the_reference_carries_weights_there_and_back():
@@ -367,6 +522,21 @@ def test_one_hundred_optimizer_steps(tie):
         return read_parameters(model, config, what=lambda p: optimizer.state[p][key]).flat
 
     check(m=(adamw.m, moment("exp_avg")), v=(adamw.v, moment("exp_avg_sq")))
+
+
+@pytest.mark.parametrize("cycle, growth", [(10, 1), (7, 2), (60, 3)])
+def test_warm_restarts(cycle, growth):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, cycle, growth, eta_min=1e-5
+    )
+    ours, theirs = [], []
+    for step in range(100):
+        ours.append(cosine_schedule(step, 0, 100, 1e-3, 1e-5, cycle, growth))
+        theirs.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    check(lr=(np.array(ours), np.array(theirs)))
 
 
 RUN = GPTConfig(vocab_size=48, block_size=32, n_layer=2, n_head=4, n_embd=64, n_hidden=128)

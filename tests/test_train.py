@@ -18,6 +18,7 @@ from npgpt.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.cli import parse
 from npgpt.errors import UserError
 from npgpt.evaluate import Evaluation
+from npgpt.model import count_parameters
 from npgpt.presets import PRESETS
 from npgpt.runs import read_log
 from npgpt.settings import Settings, dashed, with_preset
@@ -107,6 +108,33 @@ def test_accumulated_batches_are_one_large_batch(fast, capsys):
         assert r["step"] == s["step"]
         for name, rel in (("loss", 1e-5), ("norm", 1e-4), ("valid_loss", 1e-4)):
             assert r.get(name, 0) == pytest.approx(s.get(name, 0), rel=rel)
+
+
+def test_dropout_does_not_ask_who_takes_which_rows(fast, capsys):
+    """One thread or two, one batch or two of half the size: the same masks."""
+    drops = [*SMALL, "--dropout", "0.3", "--label-smoothing", "0.1"]
+    call(capsys, *drops, "--run", "a", "--batch-size", "8", "--threads", "1")
+    call(capsys, *drops, "--run", "b", "--batch-size", "4", "--accumulate", "2")
+    call(capsys, *SMALL, "--run", "c", "--batch-size", "8")
+    one, two, plain = weights("runs/a"), weights("runs/b"), weights("runs/c")
+    for key in one:
+        np.testing.assert_allclose(one[key], two[key], rtol=0, atol=2e-5, err_msg=str(key))
+    assert np.max(np.abs(one["model", "wte"] - plain["model", "wte"])) > 1e-3
+
+
+def test_a_gpt2_with_every_option(fast, capsys):
+    options = (
+        "--norm layernorm --position learned --mlp gelu --bias --dropout 0.1 --label-smoothing 0.1 "
+        "--restart-steps 4 --restart-growth 2 --no-decay-embeddings --tie"
+    )
+    status, out, err = call(capsys, *SMALL, "--run", "a", *options.split())
+    assert status == 0, err
+    arrays = weights("runs/a")
+    assert {"wpe", "norm_bias", "blocks.0.bqkv"} <= {n for g, n in arrays if g == "model"}
+    rates = [r["lr"] for r in read_log("runs/a") if "lr" in r]
+    assert rates[3] == rates[7] == 3e-3 and rates[6] < rates[5]  # 3 of warm-up, 4 falling, then 8
+    log = [r["valid_loss"] for r in read_log("runs/a") if "valid_loss" in r]
+    assert log[-1] < log[0]
 
 
 @pytest.mark.parametrize("shape", ["--n-head 4 --n-kv-head 2", "--no-tie", "--n-head 1 --clip 0"])
@@ -220,6 +248,27 @@ def test_every_preset_is_whole(name):
     assert s.n_embd % s.n_head == 0
 
 
+# Counted by hand: V·C + T·C, and L blocks of 4 C² + 2 C·F (3 C·F with gates), biases and gains.
+SIZES = {
+    "shakespeare-char": (65, 10_795_776),  # Karpathy's 10,788,929: see docs/shakespeare-char.md
+    "small-gpt": (50_304, 16_070_144),
+    "nanogpt": (50_257, 17_849_856),
+    "gpt2-124m": (50_257, 124_439_808),  # as published
+    "gpt-1b": (50_257, 1_060_434_432),
+    "tinystories-40m": (10_000, 38_683_136),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_size_of_a_preset(name):
+    from npgpt.training import _config
+
+    vocab_size, size = SIZES[name]
+    s = with_preset(*parse(Settings, ["--preset", name]))
+    assert s.tokenizer == "char" or s.vocab_size == vocab_size
+    assert count_parameters(_config(s, vocab_size)) == size
+
+
 def test_a_rate_is_judged_together_with_its_preset():
     # --min-lr of one preset is below this --lr, and that of another is above
     assert with_preset(*parse(Settings, ["--lr", "2e-4"])).lr == 2e-4
@@ -273,8 +322,15 @@ def refused(capsys, *argv):
         ("--lr nan", "--lr: 'nan' is not a finite number"),
         ("--lr 1e-9", "--min-lr 0.0003 is above --lr 1e-09"),
         ("--beta2 1", "--beta2 is 1.0, but it must be in [0, 1)"),
+        ("--dropout 1", "--dropout is 1.0, but it must be in [0, 1)"),
+        ("--label-smoothing=-0.1", "--label-smoothing is -0.1, but it must be in [0, 1)"),
+        ("--restart-steps 0", "--restart-steps is 0, but it must be 1 or more"),
+        ("--patience 0", "--patience is 0, but it must be 1 or more"),
+        ("--restart-growth 0", "--restart-growth is 0, but it must be 1 or more"),
+        ("--norm batch", "--norm: 'batch' is not one of rmsnorm, layernorm"),
+        ("--mlp tanh", "'tanh' is not one of swiglu, gelu, gelu_tanh, relu, none"),
         ("--valid-fraction 1", "--valid-fraction is 1.0, but it must be in (0, 1)"),
-        ("--preset huge", "'huge' is not one of storybook, tiny, tinystories-4m, tinystories-40m"),
+        ("--preset huge", "'huge' is not one of storybook, "),
         ("--blocksize 3", "there is no option --blocksize: did you mean --block-size?"),
         ("--steps", "--steps needs a value"),
         ("--n-embd 18 --n-head 4", "n_embd 18 does not split into n_head 4 heads"),
@@ -372,10 +428,45 @@ def test_an_exploding_gradient_stops_the_run(fast, capsys, eval_every):
     assert err.startswith("error: the gradient of step ") and err.count("\n") == 1, err
     assert "is not finite; the weights before it are saved in runs" in err
     assert "start a new run with a smaller --lr than 1e+20" in err
+    assert "the first tensor to go bad" in err or "each tensor is finite" in err
+    step = load_checkpoint(list_checkpoints("runs/a")[-1]).step
+    with np.load("runs/a/bad_batch.npz") as kept:
+        assert kept["step"] == step and kept["ids"].shape == kept["targets"].shape == (4, 16)
     arrays = weights("runs/a")
     assert all(np.all(np.isfinite(a)) for (group, _), a in arrays.items() if group == "model")
     again, _, err2 = call(capsys, "--resume", "--run", "a")
     assert (again, err2) == (2, err)  # no harm done, and no crash over a loss that is no number
+
+
+def rising_after(monkeypatch, best):
+    """Validations that get better up to the one of this number, and worse from then on."""
+    count = iter(range(1000))
+
+    def evaluate(*args, max_tokens=None, **kwargs):
+        return Evaluation(3.0 if max_tokens is None else 2.0 + abs(next(count) - best), 10, 20.0)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+
+
+def test_training_ends_when_nothing_gets_better(fast, capsys, monkeypatch):
+    """Validations at 0, 2, 4, …, the best at 4, and two worse ones are borne: the end is at 8."""
+    rising_after(monkeypatch, best=2)
+    end = "--eval-every 2 --patience 2 --keep-best --run a".split()
+    status, out, _ = call(capsys, *SMALL, *end)
+    assert status == 0 and "no better validation since step 4: this is the end" in out
+    assert "finished 8 steps" in out
+    assert [c.name for c in list_checkpoints("runs/a")][-1] == "step-00000008"
+    (best,) = list_checkpoints("runs/a/best")
+    assert best.name == "step-00000004" and load_checkpoint(best).state["valid_loss"] == 2.0
+    status, out, _ = call(capsys, "--resume", "--run", "a", "--patience", "3")
+    assert status == 0 and "finished 10 steps" in out
+
+
+def test_without_patience_it_goes_on_and_keeps_no_best(fast, capsys, monkeypatch):
+    rising_after(monkeypatch, best=0)
+    assert call(capsys, *SMALL, "--eval-every", "2", "--run", "a")[0] == 0
+    assert [c.name for c in list_checkpoints("runs/a")][-1] == "step-00000012"
+    assert not os.path.exists("runs/a/best")
 
 
 def test_a_validation_that_is_no_number_can_be_saved(fast, capsys, monkeypatch):

@@ -36,6 +36,7 @@ import numpy as np
 from npgpt.backend.fused import fused
 
 
+@fused
 def embedding_forward(ids, w):
     """Look up the row of w for each id.
 

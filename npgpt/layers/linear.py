@@ -23,12 +23,22 @@ Backward: given dy = ∂L/∂y, find dx = ∂L/∂x and dw = ∂L/∂w
     thing it is the gradient of, and only one arrangement of the two factors does:
         x (R, C)   w (C, N)   dy (R, N)   →   dy @ wᵀ (R, C)   xᵀ @ dy (C, N)
 
+The bias
+    A layer may also move its output, by a number of its own for each channel:
+        y = x @ w + b
+    Then dx and dw are as before, as b is in neither product. Each output contains b
+    once, and all rows share it, so their gradients add:
+        db = Σᵣ dyᵣ
+    It is a weight like those of w, for an input that is always 1.
+
 Cached
     x and w, by reference: both products need them, and neither can be made again.
 
 Source: Rumelhart, Hinton & Williams 1986, "Learning representations by
     back-propagating errors", eqs. 1, 6 and 7.
 """
+
+import numpy as np
 
 from npgpt.backend.fused import fused
 
@@ -62,3 +72,30 @@ def linear_backward(dy, cache):
     dx = (drows @ w.T).reshape(x.shape)  # (..., C)
     dw = rows.T @ drows  # (C, N)
     return dx, dw
+
+
+@fused
+def affine_forward(x, w, b):
+    """Multiply each row of x by w, and move it by b.
+
+    Args:    x (..., C); w (C, N); b (N,).
+    Returns: y (..., N); cache = (x, w), as of linear_forward.
+    Raises:  ValueError if w or b does not fit.
+    """
+    y, cache = linear_forward(x, w)  # (..., N)
+    if b.shape != y.shape[-1:]:
+        raise ValueError(f"affine: b has shape {b.shape}, but w {w.shape} needs {y.shape[-1:]}")
+    return y + b, cache  # (..., N)
+
+
+@fused
+def affine_backward(dy, cache):
+    """Undo affine_forward.
+
+    Args:    dy (..., N) = ∂L/∂y; cache from the forward.
+    Returns: dx (..., C); dw (C, N); db (N,).
+    """
+    # forward: y = x @ w + b
+    dx, dw = linear_backward(dy, cache)  # (..., C), (C, N)
+    db = np.sum(dy, axis=tuple(range(dy.ndim - 1)))  # (N,)
+    return dx, dw, db

@@ -30,12 +30,22 @@ Backward: given dL, find dz = ∂L/∂z
     divides by the gradient's size, hides the fault: clipping and the decay's balance
     are off, and nothing crashes. gradcheck has a mutant for it.
 
+Label smoothing
+    A target that has all the probability asks for a logit of infinity above the others, and
+    a model that is never content grows sure of itself. So let the target keep 1 − ε, and
+    give ε to the vocabulary, in equal parts: qᵥ = (1 − ε) [v = t] + ε / V. Then
+        loss = −Σᵥ qᵥ log pᵥ = lse − Σᵥ qᵥ zᵥ = (lse − z_t) + ε · (z_t − mean(z))
+        dzᵥ = (pᵥ − qᵥ) · dL / N
+    as qᵥ stands where [v = t] stood. It is at its least not at 0, but where p = q.
+
 Cached
     logits and targets by reference, and lse: one number a row. The probabilities are
     as wide as the logits, the largest tensor of all, and exp(z − lse) makes them again.
 
 Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network
-    outputs", where the softmax, its name and this gradient appear together.
+    outputs", where the softmax, its name and this gradient appear together. Label smoothing:
+    Szegedy, Vanhoucke, Ioffe, Shlens & Wojna 2016, "Rethinking the Inception Architecture for
+    Computer Vision", section 7.
 """
 
 import numpy as np
@@ -80,4 +90,39 @@ def cross_entropy_backward(dloss, cache):
     dz = np.exp(z - lse)  # (N, V), the softmax
     dz[np.arange(N, like=targets), targets.reshape(-1)] -= 1.0  # (N, V)
     dz *= dloss / N  # (N, V)
+    return dz.reshape(logits.shape)
+
+
+@fused
+def smooth_cross_entropy_forward(logits, targets, smoothing):
+    """As cross_entropy_forward, with a share of each target given to the whole vocabulary.
+
+    Args:    logits (..., V); targets (...) int; smoothing ε in [0, 1).
+    Returns: loss, a scalar; cache = (that of cross_entropy_forward, smoothing).
+    Raises:  ValueError as cross_entropy_forward, or if smoothing is not in [0, 1).
+    """
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"cross_entropy: smoothing is {smoothing}, but it must be in [0, 1)")
+    loss, cache = cross_entropy_forward(logits, targets)  # ()
+    z = logits.reshape(-1, logits.shape[-1])  # (N, V)
+    chosen = np.take_along_axis(z, targets.reshape(-1, 1), axis=-1)  # (N, 1)
+    above = chosen - np.mean(z, axis=-1, keepdims=True)  # (N, 1)
+    loss = loss + smoothing * np.mean(above)  # ()
+    return loss, (cache, smoothing)
+
+
+@fused
+def smooth_cross_entropy_backward(dloss, cache):
+    """Undo smooth_cross_entropy_forward.
+
+    Args:    dloss = ∂L/∂loss, a Python float; cache from the forward.
+    Returns: dlogits (..., V).
+    """
+    plain, smoothing = cache
+    logits, targets, _ = plain
+    # forward: loss = mean(lse(z) − z_t) + ε · mean(z_t − mean(z))
+    dz = cross_entropy_backward(dloss, plain).reshape(-1, logits.shape[-1])  # (N, V)
+    N, V = dz.shape
+    dz -= smoothing * dloss / (N * V)  # (N, V)
+    dz[np.arange(N, like=targets), targets.reshape(-1)] += smoothing * dloss / N  # (N, V)
     return dz.reshape(logits.shape)

@@ -30,12 +30,25 @@ Backward: given dy = ∂L/∂y, find dx = ∂L/∂x
     gradient of y = R x is dx = Rᵀ dy, and the transpose of a rotation is the
     rotation back. So |dx| = |dy|: this layer can't make a gradient vanish or explode.
 
+Stretched, to read on where training ended
+    A model that was trained on T places has not seen the angles of later ones. Turn more slowly by
+    a factor s, ωⱼ/s in place of ωⱼ, and place p gets the angle that p/s had: after a little
+    training the model reads s·T places. But the fast planes, which tell neighbours apart, lose by
+    it, and have no need: they have been full circle many times within T. So Llama 3 goes by the
+    wavelength λⱼ = 2π/ωⱼ, in tokens. Waves up to a length are kept, waves from another on
+    are stretched, and between the two lengths the one passes into the other:
+        aⱼ = (1/λⱼ − 1/stretched) / (1/kept − 1/stretched), no less than 0 and no more than 1
+        ωⱼ becomes aⱼ · ωⱼ + (1 − aⱼ) · ωⱼ/s
+    The angles are constants still, and backward does not change.
+
 Cached
     cos and sin, by reference; a linear layer without weights needs nothing of x.
 
 Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
     Embedding", eqs. 14–16 and 34. The paper pairs neighbouring channels (2j, 2j + 1);
     the half-split pairing is the same layer with its channels in another order.
+    Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
+    Interpolation", eq. 4: all waves stretched. By their length: Llama 3.1's released code.
 """
 
 import numpy as np
@@ -43,11 +56,13 @@ import numpy as np
 from npgpt.backend.fused import fused
 
 
-def rope_table(start, stop, head_dim, theta, like):
+def rope_table(start, stop, head_dim, theta, like, stretch=None):
     """Make the cosines and sines for the positions start … stop − 1.
 
     Args:    start, stop, positions; head_dim D, even; theta, the base of the wavelengths;
-             like, an array whose device and dtype the tables get.
+             like, an array whose device and dtype the tables get (of
+             bfloat16 it is float32); stretch, None or (factor,
+             kept, stretched) of stretch_waves.
     Returns: cos, sin (T, D/2) with T = stop − start.
     Raises:  ValueError if head_dim is odd.
     """
@@ -56,8 +71,26 @@ def rope_table(start, stop, head_dim, theta, like):
     position = np.arange(start, stop, dtype=np.float64, like=like)  # (T,)
     plane = np.arange(head_dim // 2, dtype=np.float64, like=like)  # (D/2,)
     omega = theta ** (-2.0 * plane / head_dim)  # (D/2,) in radians a token
+    if stretch is not None:
+        omega = stretch_waves(omega, *stretch)  # (D/2,)
     angle = position[:, None] * omega  # (T, D/2), float64: float32 is off by 1e-3 at p = 10⁴
-    return np.cos(angle).astype(like.dtype), np.sin(angle).astype(like.dtype)
+    dtype = like.dtype if like.dtype.kind in "fc" else np.float32  # bfloat16 would turn too far
+    return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+
+def stretch_waves(omega, factor, kept=0.0, stretched=0.0):
+    """Turn the planes of long wavelength more slowly.
+
+    Args:    omega (D/2,) in radians a token; factor s; kept, the length in tokens up to which waves
+             stay as they are; stretched, the length from which they are stretched as a whole; 0
+             for both stretches all.
+    Returns: omega (D/2,).
+    """
+    waves = omega / (2.0 * np.pi)  # (D/2,) 1/λ
+    stay = 0.0
+    if stretched:
+        stay = np.clip((waves - 1.0 / stretched) / (1.0 / kept - 1.0 / stretched), 0.0, 1.0)
+    return stay * omega + (1.0 - stay) * omega / factor  # (D/2,)
 
 
 @fused

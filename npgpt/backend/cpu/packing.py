@@ -74,7 +74,14 @@ def pack_weights(params, config, dtype):
         np.stack([p["attn_norm"] for p in blocks]),
         np.stack([p["mlp_norm"] for p in blocks]),
         params["norm"],
-        *rope_table(0, config.block_size, config.head_dim, config.rope_theta, like=params["norm"]),
+        *rope_table(
+            0,
+            config.block_size,
+            config.head_dim,
+            config.rope_theta,
+            params["norm"],
+            config.rope_stretch,
+        ),
     )
 
 

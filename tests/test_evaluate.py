@@ -1,0 +1,96 @@
+"""python -m npgpt.evaluate: a loss, what it means, and how far it may be off."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_helpers import SMALL, call, quick
+
+from npgpt.cli import main_with_errors, parse
+from npgpt.evaluate import Evaluation, Settings, main, ratio_error
+from npgpt.runs import read_log
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_error_is_how_far_the_ratios_of_many_samples_lie_apart():
+    rng = np.random.default_rng(1)
+    ratios, errors = [], []
+    for _ in range(2000):
+        sizes = rng.integers(50, 150, 40)
+        sums = sizes * (3.0 + 0.5 * rng.standard_normal(40))  # a hard page is hard throughout
+        ratios.append(sums.sum() / sizes.sum())
+        errors.append(ratio_error(sums, sizes, ratios[-1]))
+    assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.05)
+    covered = np.abs(np.array(ratios) - 3.0) <= 1.96 * np.array(errors)
+    assert 0.92 <= np.mean(covered) <= 0.97
+
+
+def test_the_error_by_hand():
+    # gaps −1 and 1 of two units of 2 and 4 tokens at a loss of 2: √(2/1 · 2) / 6
+    assert ratio_error([3.0, 9.0], [2, 4], 2.0) == pytest.approx(2.0 / 6)
+    assert math.isnan(ratio_error([3.0], [2], 1.5))
+    assert Evaluation(2.0, 10, 20.0, 0.5).interval == pytest.approx((1.02, 2.98))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quick(patch)
+
+        class Silent:
+            readouterr = staticmethod(lambda: ("", ""))
+
+        assert call(Silent, *SMALL, "--run", "a")[0] == 0
+    return folder / "runs" / "a"
+
+
+def evaluate(capsys, *argv):
+    status = main_with_errors(lambda: main(parse(Settings, [str(a) for a in argv])[0]))
+    return (status, *capsys.readouterr())
+
+
+def test_a_run_is_evaluated_over_its_validation_text(run, capsys):
+    status, out, err = evaluate(capsys, run, "--batch-size", 2)
+    assert status == 0, err
+    last = [r for r in read_log(run) if "valid_loss" in r][-1]
+    head, nats, perplexity, bits = out.splitlines()
+    assert f"{last['valid_tokens']:,} tokens predicted" in head
+    assert float(nats.split()[0]) == pytest.approx(last["valid_loss"], abs=1e-4)
+    assert float(perplexity.split()[0]) == pytest.approx(last["perplexity"], rel=1e-4)
+    assert float(bits.split()[0]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
+    for line in (nats, perplexity, bits):
+        low, high = float(line.split()[-3]), float(line.split()[-1])
+        assert low < float(line.split()[0]) < high
+
+
+def test_another_text_is_read_with_the_runs_tokenizer(run, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("The dog saw a bird. " * 30)
+    status, out, err = evaluate(capsys, run, "--data", tmp_path / "other.txt", "--tokens", 50)
+    assert status == 0 and "49 tokens predicted" in out, err
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["nowhere"], "there is no checkpoint in"),
+        (["--tokens", "1"], "--tokens is 1, but it must be 2 or more"),
+        (["--data", "none.txt"], "none.txt"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(run, capsys, argv, says):
+    given = argv if argv[0] == "nowhere" else [run, *argv]
+    status, _, err = evaluate(capsys, *given)
+    assert status == 2 and says in err and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_it_is_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "npgpt.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "python -m npgpt.evaluate" in done.stdout
