@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   python generate.py --run shakespeare --seed 7      a run by its name; another seed, another text
   python generate.py --dtype int8 --num-samples 100  a large model, several times as fast
   python generate.py --model stories260K.bin --tokenizer-file tok512.bin
+  python generate.py --model SmolLM2-135M.gguf       a model from elsewhere: docs/interchange.md
 
 Without --prompt, in a terminal, each line you type continues the story, an empty line begins a
 new one, Ctrl-C stops the model's turn, and "exit" ends. <|endoftext|> in a prompt is the mark
@@ -43,11 +44,18 @@ class Settings:
     """What generate.py can be told; the command line is made from it."""
 
     run: str | None = option(
-        None, "a run by its name under runs/, or the folder of a run or of a checkpoint "
-        "(default: the run that saved last)", metavar="NAME|PATH",
+        None, "a run by its name under runs/, or the folder of a run or of a checkpoint (default: "
+        "the run that saved last; before there is one, the model that comes with npgpt)",
+        metavar="NAME|PATH",
     )  # fmt: skip
-    model: str | None = option(None, "a model of llama2.c in place of a run", metavar="FILE")
-    tokenizer_file: str | None = option(None, "the tokenizer of --model", metavar="FILE")
+    model: str | None = option(
+        None, "a model from elsewhere in place of a run: a folder of Hugging Face's, a .gguf file "
+        "of llama.cpp's, a .bin file of llama2.c's", metavar="PATH",
+    )  # fmt: skip
+    tokenizer_file: str | None = option(
+        None, "the tokenizer of a --model of llama2.c (default: the tokenizer.bin beside it)",
+        metavar="FILE",
+    )  # fmt: skip
     prompt: str | None = option(None, "the text to continue; an empty one is a new text")
     num_samples: int = option(1, "how many texts to write")
     max_new_tokens: int = option(256, "the most tokens to write; a text may end before")
@@ -78,8 +86,8 @@ class Settings:
             if not good:
                 spelling = f"--{name.replace('_', '-')}"
                 raise UserError(f"{spelling} is {getattr(self, name)}, but it must be {rule}")
-        if (self.model is None) != (self.tokenizer_file is None):
-            raise UserError("--model and --tokenizer-file belong together: give both, or neither")
+        if self.tokenizer_file is not None and self.model is None:
+            raise UserError("--tokenizer-file belongs to a --model: name that too")
         if self.model is not None and self.run is not None:
             raise UserError("--model and --run each choose a model: leave one out")
         if self.out is not None and (not self.out or Path(self.out).is_dir()):
@@ -246,10 +254,12 @@ def stream(model, ids, settings, numbers, from_scratch):
 
 
 def prompt_ids(model, prompt, typed=None):
-    """Encode a prompt as the beginning of a text, which is what end-of-text stands before.
+    """Encode a prompt as the beginning of a text, with the mark before it that the model knows.
 
-    A tokenizer without end-of-text has no sign for a beginning. There an empty prompt is a
-    newline, after which anything may follow, or else the first token of all.
+    That is end-of-text mostly. A model from elsewhere may know none: it reads the prompt as it is,
+    and writes from scratch after an end-of-text. A tokenizer without that has no sign for a
+    beginning. There an empty prompt is a newline, after which anything may follow, or else the
+    first token of all.
 
     Args:    model; prompt; typed, the part of it whose length may surprise (default: all).
     Returns: a list of int, at least one; only its last block_size will be read.
@@ -259,8 +269,9 @@ def prompt_ids(model, prompt, typed=None):
     new = len(ids) if typed is None else len(tok.encode(typed, allowed_special="all"))
     if new > size:
         say(f"note: the prompt has {new:,} tokens, of which the model reads the last {size:,}")
-    if tok.end_of_text is not None:
-        return ids if ids[:1] == [tok.end_of_text] else [tok.end_of_text, *ids]
+    begin = tok.begin_of_text if ids else tok.end_of_text
+    if begin is not None:
+        return ids if ids[:1] == [begin] else [begin, *ids]
     if ids:
         return ids
     try:
@@ -298,11 +309,15 @@ def open_model(settings):
     from npgpt.sampling import make_decoder
 
     xp = select_backend(settings.backend)
-    if settings.model is not None:
-        from npgpt.interchange.llama2c import Llama2cTokenizer, load_llama2c
+    path = settings.model or own_model(settings.run)
+    if path is not None:
+        from npgpt.interchange import read_model
 
-        config, params = load_llama2c(settings.model)
-        tok, about = Llama2cTokenizer.load(settings.tokenizer_file), settings.model
+        config, params, tok = read_model(path, settings.tokenizer_file)
+        about = settings.model or (
+            "no run of yours yet, so here is the model that comes with npgpt: it has read the "
+            "storybook (python train.py trains one of your own)\nstorybook"
+        )
     else:
         from npgpt.tokenizer import load_tokenizer
         from npgpt.training import restored_parameters
@@ -330,6 +345,19 @@ def open_model(settings):
     params = Parameters(config, xp.asarray(params.flat))
     decoder = make_decoder(params, config, settings.dtype, settings.threads)
     return Model(config, params, decoder, tok, about)
+
+
+def own_model(run):
+    """The folder of the model that comes with npgpt, where no other was asked for, or trained.
+
+    Returns: a Path, or None if there is a run to take.
+    """
+    from npgpt.checkpoint import list_checkpoints
+    from npgpt.pretrained import STORYBOOK
+    from npgpt.runs import RUNS
+
+    trained = any(list_checkpoints(folder) for folder in RUNS.glob("*"))
+    return STORYBOOK if run is None and not trained and STORYBOOK.is_dir() else None
 
 
 def find_checkpoint(run):

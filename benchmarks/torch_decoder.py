@@ -14,15 +14,15 @@ class TorchDecoder:
     """Reads one token of each of B texts, like npgpt.sampling.Decoder.
 
     Args:    params, float32 npgpt Parameters on the host; config; batch, B; dtype, torch's, of
-             weights, keys and values, and all between.
+             weights, keys and values, and all between; device, torch's name of where they are.
     Attributes: length, how many tokens have been read: set it back to forget.
     """
 
-    def __init__(self, params, config, batch, dtype):
-        self.config, self.length = config, 0
+    def __init__(self, params, config, batch, dtype, device="cpu"):
+        self.config, self.length, self.device = config, 0, device
 
         def tensor(array):
-            return torch.from_numpy(array.copy()).to(dtype)
+            return torch.from_numpy(array.copy()).to(device, dtype)
 
         self.blocks = [
             {name: tensor(w.T if w.ndim == 2 else w) for name, w in params.block(i).items()}
@@ -35,7 +35,7 @@ class TorchDecoder:
         )
         self.cos, self.sin = tensor(cos).repeat(1, 2), tensor(sin).repeat(1, 2)  # (T, D)
         shape = (config.n_layer, batch, config.n_kv_head, config.block_size, config.head_dim)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in "kv")
 
     @torch.inference_mode()
     def read(self, ids):
@@ -44,7 +44,7 @@ class TorchDecoder:
         B, C = len(ids), c.n_embd
         H, G, D = c.n_head, c.n_kv_head, c.head_dim
         cos, sin = self.cos[t], self.sin[t]
-        x = self.wte[torch.from_numpy(ids)]  # (B, C)
+        x = self.wte[torch.from_numpy(ids).to(self.device)]  # (B, C)
         for w, keys, values in zip(self.blocks, self.keys, self.values):
             h = F.rms_norm(x, (C,), w["attn_norm"], c.norm_eps)
             q, k, v = F.linear(h, w["wqkv"]).view(B, H + 2 * G, 1, D).split([H, G, G], 1)
@@ -58,7 +58,7 @@ class TorchDecoder:
             x = x + F.linear(F.silu(gate) * up, w["w_down"])
         self.length += 1
         scores = F.linear(F.rms_norm(x, (C,), self.norm, c.norm_eps), self.lm_head)
-        return scores.float().numpy()
+        return scores.float().cpu().numpy()
 
 
 def turn(x, cos, sin):

@@ -10,7 +10,9 @@ The symbols, the same in every file
     dx, dw   = layer_backward(dy, cache)   dname is ∂loss/∂name, and has the shape of name
 
 Reading order
-    layers/        the lecture: linear, embedding, rmsnorm, rope, attention, swiglu, loss
+    layers/        the lecture; begin with linear, embedding, rmsnorm, rope, attention, swiglu, loss
+    ../lectures/   a climb in five short programs, from a table of letter pairs to a GPT
+    parameters.py  the shape of a model, and its weights by name
     model.py       the layers composed, and the composition read upwards
     optim.py       what to do with a gradient: clipping, the schedule, AdamW
     tokenizer/     text to numbers and back
@@ -19,6 +21,8 @@ Reading order
     parallel.py    one batch on several threads
     ../train.py    the loop that puts it together
     sampling.py    one token after another, with a memory of keys and values
+    evaluate.py    how good it is, and how far that number may be off
+    interchange/   models from elsewhere, and ours for elsewhere
     ../gradcheck/  why you may believe all of the above
 """
 

@@ -214,11 +214,25 @@ def write_atomic(path, data: bytes) -> None:
     Args:    path, its folder made if missing; data, its whole content.
     Raises:  UserError if it can't be written; what was there before stays.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path):
+    """Open a file that takes the place of path when the block ends, and never if it fails.
+
+    Args:    path, its folder made if missing.
+    Returns: a context manager; its value is a file, open for bytes.
+    Raises:  UserError if it can't be written; what was there before stays.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with _all_or_nothing(path, temporary):
         _make_folder(path.parent)
-        _write(temporary, data)
+        with open(temporary, "wb") as file:
+            yield file
+            _flush(file)
         os.replace(temporary, path)
         _sync_folder(path.parent)
 
@@ -330,8 +344,12 @@ def _all_or_nothing(target: Path, temporary: Path):
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
-        file.flush()  # from Python's buffer to the system's ...
-        os.fsync(file.fileno())  # ... and from the system's to the disk
+        _flush(file)
+
+
+def _flush(file) -> None:
+    file.flush()  # from Python's buffer to the system's ...
+    os.fsync(file.fileno())  # ... and from the system's to the disk
 
 
 def _sync_folder(folder: Path) -> None:

@@ -29,14 +29,16 @@ KINDS = {int: "a whole number", float: "a finite number"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
-def option(default, text, choices=None, flag=None, metavar=None):
+def option(default, text, choices=None, flag=None, metavar=None, by_place=False):
     """Give a field of a settings dataclass its default, and its line in --help.
 
     Args:    default; text, what it does; choices, the only values it may have; flag, a second
-             spelling such as "-p"; metavar, what --help calls its value.
+             spelling such as "-p"; metavar, what --help calls its value; by_place, for a value
+             that is given without a name, as in `cp FROM TO`.
     Returns: a dataclasses.field; the dataclass must be frozen, or the default hashable.
     """
     metadata = {"help": text, "choices": choices, "flag": flag, "metavar": metavar}
+    metadata["by_place"] = by_place
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -129,6 +131,10 @@ def _add(parser, field, hint):
     text = meta.get("help", "").replace("%", "%%")  # % means something to argparse
     if field.default not in (None, "", dataclasses.MISSING):
         text += f" (default: {_show(field.default)})"
+    if meta.get("by_place"):
+        metavar = meta.get("metavar") or METAVARS[kind]
+        parser.add_argument(field.name, nargs="?", type=kind, help=text, metavar=metavar)
+        return []
     if kind is bool:
         parser.add_argument(*spellings, action=argparse.BooleanOptionalAction, help=text)
         return [*spellings, f"--no-{name[2:]}"]

@@ -96,11 +96,13 @@ class Workers:
             helper.result()
         return results
 
-    def loss_and_gradients(self, params, grads, ids, targets, config, scale=1.0):
+    def loss_and_gradients(
+        self, params, grads, ids, targets, config, scale=1.0, chance=None, smoothing=0.0
+    ):  # fmt: skip
         """As model.loss_and_gradients, each thread taking some of the rows.
 
         Args:    params; grads, Parameters that the gradients of scale · loss are added to;
-                 ids, targets (B, T) int; config; scale.
+                 ids, targets (B, T) int; config; scale; chance; smoothing.
         Returns: loss, a scalar, not scaled.
         """
         B = ids.shape[0]
@@ -114,8 +116,9 @@ class Workers:
             loss = 0.0
             for rows in cut(piece * B // n, (piece + 1) * B // n, self.most_rows or B):
                 share = (rows.stop - rows.start) / B  # of the mean over all rows
+                draw = chance and chance._replace(row=chance.row + rows.start)
                 loss += share * loss_and_gradients(
-                    params, into, ids[rows], targets[rows], config, scale * share
+                    params, into, ids[rows], targets[rows], config, scale * share, draw, smoothing
                 )
             return loss
 

@@ -24,20 +24,27 @@ def flops_per_token(config):
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
     """
     decayed, _ = parameter_shapes(config)
-    weights = sum(int(np.prod(shape)) for shape in decayed.values())
-    if not config.tie:
-        weights -= config.vocab_size * config.n_embd
+    looked_up = {"wpe"} if config.tie else {"wpe", "wte"}
+    weights = sum(int(np.prod(decayed[name])) for name in decayed if name not in looked_up)
     return 6 * weights + 12 * config.n_layer * config.block_size * config.n_embd
 
 
-def row_bytes(config):
-    """The memory of one row of a batch in float32: what forward keeps, and the widest moment."""
+def row_bytes(config, size=4):
+    """The memory of one row of a batch: what forward keeps, and the widest moment.
+
+    Args:    config; size, the bytes of a number: 4 for float32, 2 for bf16.
+    """
     C, F, V, T = config.n_embd, config.n_hidden, config.vocab_size, config.block_size
     kv = config.n_kv_head * config.head_dim
-    cached = config.n_layer * (6 * C + 2 * kv + 3 * F) + 2 * C  # what block_forward keeps, a token
+    # What block_forward keeps, a token: of the MLP its hidden channels before and after the bend,
+    # and with swiglu their gates; of a ReLU what comes after it only.
+    hidden = {"swiglu": 3 * F, "relu": F, "none": 0}.get(config.mlp, 2 * F)
+    block = 6 * C + 2 * kv + hidden
+    blocks = config.n_layer * C + block if config.recompute else config.n_layer * block
+    cached = blocks + 2 * C
     logits = 3 * V  # the logits, their softmax, and one temporary
     square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
-    return 4 * T * (cached + max(logits, square))
+    return size * T * (cached + max(logits, square))
 
 
 def rows_at_once(config):
@@ -45,16 +52,18 @@ def rows_at_once(config):
     return max(1, ROWS_BYTES // row_bytes(config))
 
 
-def training_bytes(config, batch_size, threads=1, most_rows=None):
-    """Estimate the memory of a step in float32.
+def training_bytes(config, batch_size, threads=1, most_rows=None, bf16=False):
+    """Estimate the memory of a step.
 
     Args:    config; batch_size, rows; threads, which share the rows, and have gradients of
-             their own; most_rows, as for parallel.Workers.
+             their own; most_rows, as for parallel.Workers; bf16, whether activations and a copy
+             of the weights are of 2 bytes a number, and not of 4.
     Returns: bytes.
     """
-    state = (3 + threads) * count_parameters(config)  # weights, AdamW's two means, gradients
+    state = 4 * (3 + threads) * count_parameters(config)  # weights, AdamW's two means, gradients
+    state += 2 * count_parameters(config) if bf16 else 0
     rows = min(-(-batch_size // threads), most_rows or batch_size)
-    return 4 * state + threads * rows * row_bytes(config)
+    return state + threads * rows * row_bytes(config, 2 if bf16 else 4)
 
 
 def checkpoint_bytes(config, keep):

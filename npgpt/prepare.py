@@ -73,10 +73,10 @@ class Text(NamedTuple):
     nats: Callable = lambda: None  # finds the nats of valid, where they can be known
 
 
-def prepare(settings):
+def prepare(settings, tokenizer=None):
     """Turn --data into tokens, or find those that are there already.
 
-    Args:    settings of train.py, the preset applied.
+    Args:    settings of train.py, the preset applied; tokenizer to use, if there is one already.
     Returns: Prepared.
     Raises:  UserError if there is no such text, or it can't be used.
     """
@@ -86,7 +86,7 @@ def prepare(settings):
             f"the preset {s.preset} needs a text: give it one with --data FILE, or let "
             f"--data {' or '.join(name for name in recipes() if name != 'storybook')} fetch one"
         )
-    given = None if s.tokenizer_from is None else _load_tokenizer(s.tokenizer_from)
+    given = tokenizer if s.tokenizer_from is None else _load_tokenizer(s.tokenizer_from)
     if s.data not in recipes() and (ready := ready_tokens(s.data)):
         return _open_ready(s, given, *ready)
     text = _open_text(s)

@@ -51,9 +51,9 @@ Source: Holtzman, Buys, Du, Forbes & Choi 2020, "The Curious Case of Neural Text
 
 import numpy as np
 
-from npgpt.backend import kernels_enabled, to_host
+from npgpt.backend import bfloat16, kernels_enabled, to_host
 from npgpt.errors import UserError
-from npgpt.model import forward
+from npgpt.model import Parameters, forward
 
 
 def apply_temperature(logits, temperature):
@@ -173,7 +173,8 @@ class Decoder:
         ids = np.asarray(ids, like=self.params["norm"])  # (B, T)
         logits, _ = forward(self.params, ids, self.config, past=cache)  # (B, T, V)
         cache.length += ids.shape[1]
-        return to_host(logits[:, -1])  # (B, V): the only numbers that leave the device
+        rows = to_host(logits[:, -1])  # (B, V): the only numbers that leave the device
+        return rows if rows.dtype.kind == "f" else rows.astype(np.float32)  # of bfloat16
 
 
 def make_decoder(params, config, dtype="float32", threads=None):
@@ -182,20 +183,57 @@ def make_decoder(params, config, dtype="float32", threads=None):
     Args:    params; config; dtype that the weights are rounded to, "float32", "bf16" or "int8":
              the time of a token is the time to read them all, and the latter two have a half and
              a quarter of the bytes; threads (default: as many as turn out fastest).
-    Returns: a Decoder. Only the compiled one, for float32 params on a CPU, heeds dtype and threads.
-    Raises:  UserError if weights are to be rounded, and no kernel can run.
+    Returns: a Decoder. On a CPU only the compiled one heeds dtype and threads.
+    Raises:  UserError if weights are to be rounded, and no kernel knows the model or can run.
     """
     norm = params["norm"]
-    if isinstance(norm, np.ndarray) and norm.dtype == np.float32 and kernels_enabled():
+    if not isinstance(norm, np.ndarray):
+        params = _rounded_on_gpu(params, config, dtype)
+        if not kernels_enabled("cupy"):
+            return Decoder(params, config)
+        from npgpt.backend.cuda.decode import GraphDecoder
+        from npgpt.backend.cuda.runtime import Runtime
+
+        return GraphDecoder(params, config, Runtime())
+    # The one composition that is compiled; all others are read by the text.
+    known = (config.norm, config.position, config.mlp, config.bias) == (
+        "rmsnorm", "rope", "swiglu", False,
+    )  # fmt: skip
+    if known and isinstance(norm, np.ndarray) and norm.dtype == np.float32 and kernels_enabled():
         from npgpt.backend.cpu.decode import CompiledDecoder
 
         return CompiledDecoder(params, config, dtype, threads)
+    if dtype != "float32" and not known:
+        raise UserError(
+            f"--dtype {dtype} is for models of rmsnorm, rope and swiglu without biases, and this "
+            f"one is of {config.norm}, {config.position} and {config.mlp}: leave out --dtype"
+        )
     if dtype != "float32":
         raise UserError(
             f"--dtype {dtype} needs the compiled kernels of the numpy backend: install numba, and "
             "leave NPGPT_KERNELS unset; or leave out --dtype"
         )
     return Decoder(params, config)
+
+
+def _rounded_on_gpu(params, config, dtype):
+    """Parameters on a GPU, of the dtype that was asked for."""
+    if dtype == "float32":
+        return params
+    if dtype != "bf16":
+        raise UserError(f"--dtype {dtype} is for a CPU: leave it out, or give --backend numpy")
+    if not kernels_enabled("cupy"):
+        raise UserError("--dtype bf16 needs the kernels that NPGPT_KERNELS=off forbids")
+    from npgpt.backend.cuda.compile import capability
+    from npgpt.backend.cuda.elementwise import cast
+    from npgpt.backend.cuda.rounding import LEAST_CAPABILITY, without_kernels
+
+    lacking = without_kernels(config)
+    if capability() < LEAST_CAPABILITY:
+        lacking = ["GPUs of compute capability below 8.0"]
+    if lacking:
+        raise UserError(f"there are no bf16 kernels for {', '.join(lacking)}: leave out --dtype")
+    return Parameters(config, cast(params.flat, bfloat16()))
 
 
 def sample_rngs(seed, numbers):

@@ -85,7 +85,10 @@ def vocabulary_sha256(tokenizer):
     Returns: 64 hexadecimal digits, the same for the fast tokenizer and the readable one.
     """
     special = sorted(tokenizer.special_tokens.items()), sorted(tokenizer.always_allowed)
-    digest = hashlib.sha256(json.dumps([tokenizer.kind, *special]).encode())
+    facts = [tokenizer.kind, *special]
+    if (words := getattr(tokenizer, "words", "gpt2")) != "gpt2":
+        facts.append(words)
+    digest = hashlib.sha256(json.dumps(facts).encode())
     merges = getattr(tokenizer, "merges", ())  # characters have none
     for token in (*tokenizer.tokens, *(side for pair in merges for side in pair)):
         digest.update(len(token).to_bytes(4, "little") + token)
