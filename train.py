@@ -29,6 +29,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from npgpt.plot import plot_run
 from npgpt.runlog import RunLog
 from npgpt.runs import typed
 from npgpt.settings import Settings, with_preset
-from npgpt.training import new_run, resumed_run
+from npgpt.training import new_run, resumed_run, unfinished_run
 
 MOST_UNKNOWN = 100  # steps whose losses nobody has asked for: what is lost if the computer stops
 
@@ -297,10 +298,12 @@ def main(settings, given):
     xp = select_backend(settings.backend)
     keep_freed_memory()
     with kernels_compiled_ahead() if xp is np else contextlib.nullcontext():
-        if settings.resume:
-            run = resumed_run(settings, given, xp)
+        fresh = settings if settings.resume else with_preset(settings, given)
+        unfinished = unfinished_run(fresh) if fresh.auto_resume and not settings.resume else None
+        if settings.resume or unfinished:
+            run = resumed_run(replace(settings, run=settings.run or unfinished), given, xp)
         else:
-            run = new_run(with_preset(settings, given), xp)
+            run = new_run(fresh, xp)
     print_plan(run)
     log = RunLog(run.dir, run.step, run.settings.steps, run.settings.tensorboard)
     peak = None if run.gpu is None else run.gpu.measure_matmul_peak()

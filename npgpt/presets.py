@@ -51,6 +51,7 @@ PRESETS = {
         data=None, vocab_size=50_257, block_size=1024, n_layer=6, n_head=4, n_embd=256,
         n_hidden=1024, **LAYERNORM, mlp="gelu", tie=True, batch_size=4, accumulate=8,
         steps=10_000, lr=6e-4, min_lr=6e-5, warmup_steps=200, eval_every=250, save_every=250,
+        auto_resume=True,
     ),
     # GPT-2 itself, the smallest of the four: 124.4 million parameters.
     "gpt2-124m": dict(

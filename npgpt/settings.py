@@ -18,6 +18,10 @@ class Settings:
     preset: str | None = option(None, "start from these settings", choices=tuple(PRESETS))
     run: str | None = option(None, "name of the run, or its folder (default: runs/PRESET-NNN)")
     resume: bool = option(False, "go on from the newest checkpoint of --run, or of the last run")
+    auto_resume: bool = option(
+        False,
+        "go on with --run, or with the preset's newest run, if that is unfinished; else begin",
+    )
     backend: str = option("numpy", "numpy on a CPU, cupy on an NVIDIA GPU", choices=BACKENDS)
     dtype: str | None = option(
         None, "what is rounded: float32 nothing; bf16 the factors of matrix products, on a GPU all "
@@ -148,9 +152,9 @@ def dashed(name):
 
 # What may change when a run goes on: nothing that decides the weights, except where it ends.
 FREE_ON_RESUME = {
-    "run", "resume", "backend", "checkpoint_activations", "dtype", "graph", "threads", "steps",
-    "log_every", "eval_every", "eval_tokens", "sample_every", "sample_tokens", "save_every",
-    "keep", "keep_best", "patience", "tensorboard",
+    "run", "resume", "auto_resume", "backend", "checkpoint_activations", "dtype", "graph",
+    "threads", "steps", "log_every", "eval_every", "eval_tokens", "sample_every", "sample_tokens",
+    "save_every", "keep", "keep_best", "patience", "tensorboard",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from npgpt import plan
 from npgpt.backend import kernels_enabled, to_host
-from npgpt.checkpoint import save_checkpoint, write_atomic
+from npgpt.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, write_atomic
 from npgpt.data import ahead, check_length, get_batch
 from npgpt.errors import UserError
 from npgpt.evaluate import document_starts, evaluate
@@ -20,7 +20,7 @@ from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
 from npgpt.prepare import prepare
 from npgpt.runlog import finite
-from npgpt.runs import check_new_run, find_run, load_run, make_run_dir, typed
+from npgpt.runs import RUNS, check_new_run, find_run, load_run, make_run_dir, run_path, typed
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
 from npgpt.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
@@ -222,6 +222,23 @@ def new_run(settings, xp):
         workers=_workers(params, config, s, xp), xp=xp,
         gpu=_gpu_steps(params, grads, optimizer, config, s, xp),
     )  # fmt: skip
+
+
+def unfinished_run(settings):
+    """The run that --auto-resume goes on with.
+
+    Args:    settings, its preset applied.
+    Returns: the folder of --run if that holds a checkpoint; without --run, that of the preset's
+             newest run that is not finished; None if there is nothing to go on with.
+    """
+    if settings.run is not None:
+        folder = run_path(settings.run)
+        return folder if list_checkpoints(folder) else None
+    for folder in sorted(RUNS.glob(f"{settings.preset}-[0-9]*"), reverse=True):
+        checkpoint = newest_checkpoint(folder, groups=())
+        if checkpoint is not None and checkpoint.step < checkpoint.state["settings"]["steps"]:
+            return folder
+    return None
 
 
 def resumed_run(settings, given, xp):

@@ -150,6 +150,26 @@ def test_stopped_at_every_step(capfd, tmp_path, monkeypatch, whole):
     assert fingerprint("runs/a") == whole
 
 
+@pytest.mark.parametrize("name", [["--run", "a"], []])
+def test_auto_resume_is_one_command_for_all(capfd, tmp_path, monkeypatch, runs, name):
+    command = [*SMALL, "--auto-resume", *name]
+    folder = "runs/a" if name else "runs/tiny-001"
+    monkeypatch.chdir(tmp_path)
+    stop_at(monkeypatch, 3)
+    assert call(capfd, *command)[0] == 130
+    stop_at(monkeypatch, 7)
+    assert call(capfd, *command)[0] == 130
+    monkeypatch.undo()
+    quick(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert call(capfd, *command)[0] == 0
+    expected = weights(runs / "whole/runs/a")
+    assert all(np.array_equal(w, expected[name]) for name, w in weights(folder).items())
+    status, _, err = call(capfd, *command)  # it is finished: so a named one is refused,
+    assert (status, "has finished its" in err) == ((2, True) if name else (0, False))
+    assert name or list_checkpoints("runs/tiny-002")  # and otherwise another one begins
+
+
 def wait_for(process, beginning):
     """Read what a process says until a line begins so, or it says no more."""
     for line in process.stdout:
