@@ -154,10 +154,12 @@ def relative_error(dz, numerical, size_if_zero=None):
 class Testimony:
     """What the witnesses measured of one case: the forward alone was run.
 
-    Attributes: size, Σ |dy · y|; central, complex, dicts from argument to gradient (empty if
-    the case is too large for it); direction, and slope along it.
+    Attributes: outputs, y at the case's inputs and a step beside them, as one vector; size,
+    Σ |dy · y|; central, complex, dicts from argument to gradient (empty if the case is too
+    large for it); direction, and slope along it.
     """
 
+    outputs: np.ndarray
     size: float
     central: dict
     complex: dict
@@ -239,7 +241,18 @@ def measure(case):
     direction = random_direction(case.rng("direction"), arrays)
     slope = directional_derivative(outputs, arrays, direction, weights)
     size = float(np.sum(np.abs(weights * flatten(y))))
-    return Testimony(size, central, complex_, direction, slope)
+    return Testimony(around(case, direction), size, central, complex_, direction, slope)
+
+
+def around(case, direction):
+    """A case's outputs at its inputs and a step beside them, as one vector.
+
+    Two forwards that agree to the bit in both places are one and the same as far as any witness
+    can tell: what was measured of the one holds for the other.
+    """
+    inputs = case.inputs(np.float64)
+    beside = {**inputs, **{name: inputs[name] + 1e-3 * d for name, d in direction.items()}}
+    return np.concatenate([flatten(case.forward(**z)[0]) for z in (inputs, beside)])
 
 
 def check(case, testimony=None):

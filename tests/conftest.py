@@ -12,6 +12,7 @@ where the environment variable CI is set, parity is what the run is for. There
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "parity: compares with an independent implementation; skipping it fails CI"
     )
+    # A shell starts what runs in its background deaf to Ctrl-C, and so would be whatever the tests
+    # start, though some of them press it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
