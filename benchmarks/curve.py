@@ -14,7 +14,8 @@ times as far from torch as torch is from itself.
 
 Without --data the text is one that is made up: after each token come three others, at 70, 20
 and 10 %. Batches are cut down by --batch-size and --accumulate to what a processor can do in
-minutes.
+minutes, and large models by the options after them; a warm-up longer than the run would hardly
+begin, so it can be cut as well.
 """
 
 import os
@@ -51,6 +52,8 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=2, help="rows of a batch (default: 2)")
     parser.add_argument("--accumulate", type=int, default=1, help="batches a step (default: 1)")
     parser.add_argument("--vocab-size", type=int, help="tokens (default: the preset's)")
+    for name in ("block-size", "n-layer", "warmup-steps"):
+        parser.add_argument(f"--{name}", type=int, help="(default: the preset's)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--curves", metavar="FILE", help="keep all three curves in FILE, as JSON")
     options = parser.parse_args(argv)
@@ -90,10 +93,9 @@ def start(options):
         preset=options.preset, steps=options.steps, batch_size=options.batch_size,
         accumulate=options.accumulate, threads=options.threads,
     )  # fmt: skip
-    if options.vocab_size:
-        given["vocab_size"] = options.vocab_size
-    if options.data:
-        given["data"] = options.data
+    for name in ("vocab_size", "block_size", "n_layer", "warmup_steps", "data"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
     s = with_preset(Settings(**given), set(given))
     if options.data:
         data = prepare(s)

@@ -50,17 +50,21 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from npgpt.errors import UserError
 
 FORMAT = 1  # of the folder; a reader refuses every other number
+_CODES = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8".split()
+# What a safetensors file calls the kinds of numbers, the lowest byte first: "<f4" is F32.
+KINDS = {np.dtype(f"<{c}"): f"{c[0].upper()}{8 * int(c[1])}" for c in _CODES}
+KINDS[np.dtype(bool)] = "BOOL"
 
 _WINDOWS = os.name == "nt"
 # Windows knows no quotas, and not every system has every name.
@@ -111,15 +115,14 @@ def save_checkpoint(run_dir, step, arrays, state, files=None, keep=2) -> Path:
         _make_folder(root)
         _sweep(root)
         _make_folder(temporary)
-        for name, data in _contents(arrays, state, files or {}):
+        for name, pieces in _contents(arrays, state, files or {}):
             if name in (*entries, "manifest.json") or not _FILE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} can't be the name of a file in a checkpoint")
             path = temporary / name
             _make_folder(path.parent)
-            _write(path, data)
-            entries[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            entries[name] = _write(path, pieces)
         body = {"format": FORMAT, "step": step, "files": entries}
-        _write(temporary / "manifest.json", _manifest(body))
+        _write(temporary / "manifest.json", [_manifest(body)])
         for folder in {temporary, *((temporary / name).parent for name in entries)}:
             _sync_folder(folder)
         if final.exists():
@@ -240,21 +243,40 @@ def replacing(path):
 # What goes into the files.
 
 
-def _contents(arrays, state, files) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of each file in turn, so that memory holds one group's copy."""
+def _contents(arrays, state, files) -> Iterator[tuple[str, Iterable]]:
+    """Yield name and pieces of each file in turn."""
     for group, named in arrays.items():
-        # safetensors writes the buffer as it lies: a transposed view would come back
-        # scrambled. (np.ascontiguousarray would do, but it makes 0-d arrays 1-d.)
-        named = {name: np.asarray(array, order="C") for name, array in named.items()}
+        named = {name: np.asarray(array) for name, array in named.items()}
         for name, array in named.items():
-            if array.dtype.isbuiltin != 1:  # bfloat16 can be saved, but not loaded again
+            if array.dtype not in KINDS:  # bfloat16 can be saved, but not loaded again
                 raise ValueError(f"{group}/{name}: {array.dtype} would not come back as it is")
-        yield f"{group}.safetensors", save(named, metadata={"format": "pt"})
-    yield "state.json", json.dumps(state, indent=1).encode()
+        yield f"{group}.safetensors", _safetensors(named)
+    yield "state.json", [json.dumps(state, indent=1).encode()]
     for name, data in files.items():
         if name.endswith(".safetensors"):
             raise ValueError(f"{name!r}: pass arrays as a group, not as a file")
-        yield name, data
+        yield name, [data]
+
+
+def _safetensors(named) -> Iterator:
+    """The bytes of a safetensors file, piece by piece: the package would make a copy of them all,
+    and beside a billion parameters and AdamW's memory there is no room for another.
+
+    A transposed view is written in the order of its axes, by way of a copy of its own: as it lies,
+    it would come back scrambled.
+    """
+    named = dict(sorted(named.items(), key=lambda item: -item[1].dtype.itemsize))  # all aligned
+    header, place = {"__metadata__": {"format": "pt"}}, 0
+    for name, array in named.items():
+        span = [place, place + array.nbytes]
+        header[name] = dict(dtype=KINDS[array.dtype], shape=array.shape, data_offsets=span)
+        place = span[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for array in named.values():
+        # A row of bytes, also of an array without axes; little-endian, as KINDS has it.
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _check_state(value, where="state"):
@@ -341,10 +363,16 @@ def _all_or_nothing(target: Path, temporary: Path):
         raise UserError(f"could not save {target} ({error.strerror or error}): {advice}") from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, pieces) -> dict:
+    """Write the pieces one after the other; the file's entry in the manifest."""
+    size, digest = 0, hashlib.sha256()
     with open(path, "wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
         _flush(file)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _flush(file) -> None:

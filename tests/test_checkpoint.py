@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,6 +113,17 @@ def test_arrays_come_back_bit_for_bit(tmp_path):
         for name, array in arrays[group].items():
             assert same(loaded[group][name], np.asarray(array)), name
             assert loaded[group][name].flags.writeable, name
+
+
+def test_saving_makes_no_copy_of_the_arrays(tmp_path):
+    """Beside a billion parameters and AdamW's memory of them there is no room for one."""
+    arrays = {"model": {"a": np.ones((1024, 1024)), "b": np.ones(2**20)}}  # 8 MB each
+    tracemalloc.start()
+    path = save_checkpoint(tmp_path, 1, arrays, {})
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2e6
+    assert load_checkpoint(path).arrays["model"]["b"].sum() == 2**20
 
 
 def test_the_arrays_are_those_other_programs_read(tmp_path):
