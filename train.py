@@ -1,6 +1,6 @@
 """Train a GPT.
 
-    python train.py                                 a storybook, in under three minutes on two cores
+    python train.py                                 a storybook, in three minutes on two cores
     python train.py --data mybook.txt               your own text: a file, or a folder of them
     python train.py --data shakespeare --tokenizer char
     python train.py --data tinystories --preset tinystories-4m

@@ -6,7 +6,7 @@ A preset names only what differs from the defaults of `train.Settings`.
 LAYERNORM = dict(norm="layernorm", position="learned")  # what GPT-2 has, and Llama has not
 
 PRESETS = {
-    # A grammar's little stories, learned in under three minutes on two cores: the defaults.
+    # A grammar's little stories, learned in three minutes on two cores: the defaults.
     "storybook": {},
     # The same stories, told almost without a fault: the model that comes with npgpt.
     "storybook-large": dict(
