@@ -98,6 +98,8 @@ def test_its_scores_are_those_of_llama_cpp_but_for_rounding(model, llama):
     llama.eval(ids)
     theirs = np.array(llama.scores[: len(ids)])
     error = np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)
+    # Measured: 3 % in the middle, and 7.5 % at most. Where weights have 4 bits, llama.cpp rounds
+    # activations to 8. That we read the weights exactly, benchmarks/parity.py shows in float32.
     assert np.max(error) < 0.15 and np.median(error) < 0.05, error
     same = np.argmax(ours, axis=1) == np.argmax(theirs, axis=1)
     assert np.mean(same) > 0.9
