@@ -29,13 +29,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Report, option_parser, say
+from npgpt.corpus.prepare import prepare
 from npgpt.data import get_batch
 from npgpt.layers import dropout_forward, dropout_key
 from npgpt.model import Chance, init_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import Workers
 from npgpt.plan import rows_at_once
-from npgpt.prepare import prepare
 from npgpt.presets import PRESETS
 from npgpt.settings import Settings, with_preset
 from npgpt.training import _config, _new_optimizer

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Report, option_parser, say
+from npgpt.corpus.token_files import TokenFile
 from npgpt.data import ahead, get_batch
-from npgpt.token_files import TokenFile
 from npgpt.tokenizer import END_OF_TEXT
 
 STEP_SECONDS = 0.018
@@ -39,7 +39,7 @@ PREPARE = """
 import sys
 from npgpt.cli import parse
 from npgpt.plan import peak_memory_bytes
-from npgpt.prepare import prepare
+from npgpt.corpus.prepare import prepare
 from npgpt.settings import Settings, with_preset
 settings = with_preset(*parse(Settings, sys.argv[1:]))
 prepare(settings)

@@ -7,7 +7,7 @@
 
 `python train.py --data NAME` uses a recipe, `python -m data.NAME --help` explains it. A recipe
 that fetches its text has a function `sources(folder, log)`, which returns the text to train on
-and the text to validate on, each an `npgpt.sources.Source`.
+and the text to validate on, each an `npgpt.corpus.sources.Source`.
 """
 
 import importlib

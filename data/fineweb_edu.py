@@ -18,9 +18,9 @@ Scale", arXiv:2406.17557.
 
 import sys
 
-from npgpt.download import RemoteFile
+from npgpt.corpus.download import RemoteFile
+from npgpt.corpus.remote import RemoteParquet
 from npgpt.plan import human_bytes
-from npgpt.remote import RemoteParquet
 
 NAME = "fineweb-edu"
 ORIGIN = "https://huggingface.co/datasets/HuggingFaceFW/fineweb-edu"

@@ -10,9 +10,9 @@ it: the first nine tenths of the characters, 1,003,854, to train on, and 111,540
 
 import sys
 
-from npgpt.download import RemoteFile, fetch, verify
+from npgpt.corpus.download import RemoteFile, fetch, verify
+from npgpt.corpus.sources import GivenSource
 from npgpt.plan import human_bytes
-from npgpt.sources import GivenSource
 
 NAME = "shakespeare"
 ORIGIN = "https://github.com/karpathy/char-rnn, data/tinyshakespeare"

@@ -16,9 +16,9 @@ English?", arXiv:2305.07759.
 
 import sys
 
-from npgpt.download import RemoteFile, fetch, verify
+from npgpt.corpus.download import RemoteFile, fetch, verify
+from npgpt.corpus.sources import FileSource
 from npgpt.plan import human_bytes
-from npgpt.sources import FileSource
 
 NAME = "tinystories"
 ORIGIN = "https://huggingface.co/datasets/roneneldan/TinyStories"

@@ -16,7 +16,7 @@ Reading order
     model.py       the layers composed, and the composition read upwards
     optim.py       what to do with a gradient: clipping, the schedule, AdamW
     tokenizer/     text to numbers and back
-    prepare.py     a text of any size to a file of numbers
+    corpus/        a text of any size, from anywhere, to a file of numbers
     data.py        numbers to batches
     parallel.py    one batch on several threads
     ../train.py    the loop that puts it together

@@ -228,7 +228,7 @@ def _validation_text(run_dir, state, tok):
 
 def _other_text(path, tok):
     """The tokens of a text, an end-of-text around each of its documents, and bytes a token."""
-    from npgpt.sources import open_source
+    from npgpt.corpus.sources import open_source
 
     end = [] if tok.end_of_text is None else [tok.end_of_text]
     ids, size = list(end), 0

@@ -19,13 +19,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from npgpt.cli import main_with_errors, option, parse
+from npgpt.corpus.prepare import prepare
 from npgpt.data import get_batch
 from npgpt.errors import UserError
 from npgpt.model import Chance, Parameters, init_parameters
 from npgpt.optim import clip_gradient
 from npgpt.parallel import Workers, available_threads
 from npgpt.plan import rows_at_once
-from npgpt.prepare import prepare
 from npgpt.settings import Settings, with_preset
 from npgpt.training import _config, _new_optimizer
 

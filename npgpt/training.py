@@ -11,6 +11,8 @@ import numpy as np
 from npgpt import plan
 from npgpt.backend import kernels_enabled, to_host
 from npgpt.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, write_atomic
+from npgpt.corpus.prepare import prepare
+from npgpt.corpus.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
 from npgpt.data import ahead, check_length, get_batch
 from npgpt.errors import UserError
 from npgpt.evaluate import document_starts, evaluate
@@ -18,12 +20,10 @@ from npgpt.finetune import read_start, with_context
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
-from npgpt.prepare import prepare
 from npgpt.runlog import finite
 from npgpt.runs import RUNS, check_new_run, find_run, load_run, make_run_dir, run_path, typed
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
-from npgpt.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
 from npgpt.tokenizer import load_tokenizer
 
 MOST_VALIDATED = 64  # rows at a time, in float32: a training batch of bf16 may be twice too large

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import regex
 
+from npgpt.corpus.token_files import vocabulary_sha256
 from npgpt.errors import UserError
-from npgpt.token_files import vocabulary_sha256
 from npgpt.tokenizer import BPETokenizer, bpe_class, load_tokenizer
 from npgpt.tokenizer.bpe import DIGITS, PATTERN, split_words
 

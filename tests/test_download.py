@@ -32,8 +32,8 @@ from file_server import (
     web_page,
 )
 
-from npgpt import download, network
-from npgpt.download import RemoteFile, fetch, file_sha256, verify
+from npgpt.corpus import download, network
+from npgpt.corpus.download import RemoteFile, fetch, file_sha256, verify
 from npgpt.errors import UserError
 from npgpt.locks import locked
 

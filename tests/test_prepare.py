@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt import tokenizing
 from npgpt.backend import kernels_enabled
 from npgpt.cli import parse
+from npgpt.corpus import tokenizing
+from npgpt.corpus.prepare import prepare, ready_tokens
+from npgpt.corpus.sources import GivenSource
+from npgpt.corpus.tokenizing import Part, batched, encode_documents, find_split, short_texts
 from npgpt.errors import UserError
 from npgpt.folders import data_folder
-from npgpt.prepare import prepare, ready_tokens
 from npgpt.settings import Settings, with_preset
-from npgpt.sources import GivenSource
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
-from npgpt.tokenizing import Part, batched, encode_documents, find_split, short_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = "The owl sat in the old tree, and the mouse ran home. What did the fox say? Nothing!\n"
@@ -213,7 +213,7 @@ def test_other_tokens_have_another_folder(change, monkeypatch):
     if change == "touched":
         os.utime("book.txt", (1, 1))
     elif change == "code":
-        monkeypatch.setattr("npgpt.prepare.CODE", ("sources.py",))
+        monkeypatch.setattr("npgpt.corpus.prepare.CODE", ("sources.py",))
     options = change if change.startswith("--") else ""
     size = "" if "--vocab" in options or "--tokenizer-from" in options else "--vocab-size 280"
     prepared(f"--data book.txt {size} {options}")
@@ -391,9 +391,9 @@ def test_a_cache_that_can_not_be_written(monkeypatch):
 
 PROGRAM = """
 import sys
-from npgpt import token_writer, tokenizing
+from npgpt.corpus import token_writer, tokenizing
 from npgpt.cli import parse
-from npgpt.prepare import prepare
+from npgpt.corpus.prepare import prepare
 from npgpt.settings import Settings, with_preset
 token_writer.NOTE_SECONDS, tokenizing.BATCH = 0.0, 1 << 16
 prepare(with_preset(*parse(Settings, sys.argv[1:])))

@@ -12,10 +12,10 @@ from file_server import FileServer, status
 
 import data
 from data import RECIPES, fineweb_edu, shakespeare, tinystories
-from npgpt import network
-from npgpt.download import RemoteFile
+from npgpt.corpus import network
+from npgpt.corpus.download import RemoteFile
+from npgpt.corpus.sources import Source
 from npgpt.folders import data_folder, user_cache
-from npgpt.sources import Source
 
 ROOT = Path(__file__).resolve().parents[1]
 FETCHED = (shakespeare, tinystories, fineweb_edu)
@@ -106,7 +106,7 @@ def test_offline_is_a_sentence(module, server, tmp_path, monkeypatch, capsys):
 
     pytest.importorskip("pyarrow", reason="reading .parquet needs pyarrow")
     for name in ("download", "remote"):
-        monkeypatch.setattr(f"npgpt.{name}.open_url", nowhere)
+        monkeypatch.setattr(f"npgpt.corpus.{name}.open_url", nowhere)
     assert run(module, "--folder", tmp_path) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: could not ") and err.count("\n") == 1

@@ -6,10 +6,10 @@ import random
 import pytest
 from file_server import FileServer, cut, no_parts, ranged, serve, status, web_page
 
-from npgpt import network, remote
-from npgpt.download import RemoteFile
+from npgpt.corpus import network, remote
+from npgpt.corpus.download import RemoteFile
+from npgpt.corpus.remote import RangeFile, RemoteParquet
 from npgpt.errors import UserError
-from npgpt.remote import RangeFile, RemoteParquet
 
 CONTENT = bytes(i * i % 251 for i in range(100_000))
 

@@ -16,8 +16,8 @@ from training_helpers import SMALL, call, fingerprint, quick, start, tree, weigh
 import train
 from npgpt import training
 from npgpt.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from npgpt.corpus.token_writer import TokenWriter
 from npgpt.runs import read_log
-from npgpt.token_writer import TokenWriter
 from npgpt.tokenizer import load_tokenizer
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from npgpt import sources
+from npgpt.corpus import sources
+from npgpt.corpus.sources import FileSource, GivenSource, Source, open_source, text_documents
 from npgpt.errors import UserError
-from npgpt.sources import FileSource, GivenSource, Source, open_source, text_documents
 from npgpt.tokenizer import END_OF_TEXT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def test_tables_need_a_library(tmp_path):
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
         "from npgpt.errors import UserError\n"
-        "from npgpt.sources import open_source\n"
+        "from npgpt.corpus.sources import open_source\n"
         "try: next(open_source(sys.argv[1]).documents())\n"
         "except UserError as error: print(error)"
     )
@@ -184,7 +184,7 @@ def test_memory_is_bounded_however_large_the_file(tmp_path):
     """200 MB without one separator, and as many with some, in 100 MB."""
     code = (
         "import resource, sys\n"
-        "from npgpt import sources\n"
+        "from npgpt.corpus import sources\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "before = peak()\n"
         "class Sea:\n"

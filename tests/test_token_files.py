@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt import token_files
+from npgpt.corpus import token_files
+from npgpt.corpus.token_files import facts_path, link_tokens, open_tokens, vocabulary_sha256
+from npgpt.corpus.token_writer import TokenWriter
 from npgpt.errors import UserError
-from npgpt.token_files import facts_path, link_tokens, open_tokens, vocabulary_sha256
-from npgpt.token_writer import TokenWriter
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 ADVICE = "ask for another"
@@ -268,7 +268,7 @@ def test_a_killed_process_leaves_a_note(tmp_path):
     program = (
         "import os, signal, sys\n"
         "sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
-        "from npgpt import token_writer\n"
+        "from npgpt.corpus import token_writer\n"
         "from test_token_files import *\n"
         "token_writer.NOTE_SECONDS = -1.0\n"
         "writer = TokenWriter('train.bin', TOK, 'test')\n"

@@ -4,8 +4,8 @@ Most large collections of text are published in it. Only the column that is aske
 few rows at a time. The reading is done by the library pyarrow, which npgpt needs for nothing else.
 """
 
+from npgpt.corpus.sources import clean
 from npgpt.errors import UserError
-from npgpt.sources import clean
 
 BUFFER = 1 << 20  # bytes of a column read at a time, however large its groups are
 BATCH = 256  # rows at a time

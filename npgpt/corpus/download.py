@@ -28,9 +28,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from npgpt.checkpoint import write_atomic
+from npgpt.corpus.network import (
+    Failure,
+    content_range,
+    network_errors,
+    number,
+    open_url,
+    with_retries,
+)
 from npgpt.errors import UserError
 from npgpt.locks import locked
-from npgpt.network import Failure, content_range, network_errors, number, open_url, with_retries
 from npgpt.plan import human_bytes
 
 CHUNK = 1 << 16

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.checkpoint import write_atomic
+from npgpt.corpus.token_files import CHUNK, facts_about, facts_path, token_dtype, vocabulary_sha256
 from npgpt.errors import UserError
-from npgpt.token_files import CHUNK, facts_about, facts_path, token_dtype, vocabulary_sha256
 
 NOTE_SECONDS = 5.0  # between two notes
 

@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from npgpt.checkpoint import write_atomic
+from npgpt.corpus.network import Failure, content_range, network_errors, open_url, with_retries
+from npgpt.corpus.parquet import open_parquet, row_group_documents
+from npgpt.corpus.sources import Source, digest
 from npgpt.errors import UserError
-from npgpt.network import Failure, content_range, network_errors, open_url, with_retries
-from npgpt.parquet import open_parquet, row_group_documents
-from npgpt.sources import Source, digest
 
 BLOCK = 4 << 20  # bytes fetched at a time
 KEPT_BLOCKS = 3

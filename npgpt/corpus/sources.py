@@ -239,7 +239,7 @@ def _file_documents(file, path, field):
     """The documents of an open file, by its kind."""
     kind, packed = _kind(path)
     if kind == ".parquet" and not packed:
-        from npgpt.parquet import parquet_documents
+        from npgpt.corpus.parquet import parquet_documents
 
         return parquet_documents(file, path, field)
     stream = UNPACK[packed](file) if packed else file

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.corpus.sources import Source
+from npgpt.corpus.token_files import token_dtype
+from npgpt.corpus.token_writer import TokenWriter
 from npgpt.data import ahead
 from npgpt.plan import human_bytes
 from npgpt.runlog import byte_bar
-from npgpt.sources import Source
-from npgpt.token_files import token_dtype
-from npgpt.token_writer import TokenWriter
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, bpe_class
 
 # Bytes of a text that are kept for validation, however large it is: a million tokens, which tell

@@ -31,13 +31,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from npgpt.checkpoint import write_atomic
-from npgpt.errors import UserError
-from npgpt.folders import data_folder
-from npgpt.locks import locked
-from npgpt.sources import GivenSource, Source, open_source
-from npgpt.token_files import SUFFIXES, TokenFile, open_tokens, vocabulary_sha256
-from npgpt.tokenizer import load_tokenizer
-from npgpt.tokenizing import (
+from npgpt.corpus.sources import GivenSource, Source, open_source
+from npgpt.corpus.token_files import SUFFIXES, TokenFile, open_tokens, vocabulary_sha256
+from npgpt.corpus.tokenizing import (
     Part,
     find_split,
     learn_bpe,
@@ -45,10 +41,14 @@ from npgpt.tokenizing import (
     watched,
     write_tokens,
 )
+from npgpt.errors import UserError
+from npgpt.folders import data_folder
+from npgpt.locks import locked
+from npgpt.tokenizer import load_tokenizer
 
 VALID_NAMES = ("valid", "val", "validation")
 NOTES = "prepared.json"  # in a folder of tokens: what was found out about the text
-CODE = ("sources.py", "parquet.py", "tokenizing.py")  # decides the tokens, beside tokenizer/
+CODE = ("sources.py", "parquet.py", "tokenizing.py")  # decides the tokens, beside ../tokenizer/
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ def _parts(text, most, split):
 
 def _key(s, text, given):
     """A fingerprint of all that decides the tokens of a text."""
-    package = Path(__file__).parent
+    here = Path(__file__).parent
     code = hashlib.sha256()
-    for path in [*sorted(package.glob("tokenizer/*.py")), *map(package.joinpath, CODE)]:
+    for path in [*sorted(here.parent.glob("tokenizer/*.py")), *map(here.joinpath, CODE)]:
         code.update(path.read_bytes())
     tokenizer = [s.tokenizer] if s.tokenizer == "char" else ["bpe", s.vocab_size, s.tokenizer_mb]
     identity = [
