@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import generate
-from data.storybook import judge
+from data.storybook_checker import judge
 from npgpt.checkpoint import save_checkpoint
 from npgpt.cli import main_with_errors, parse
 from npgpt.model import GPTConfig, init_parameters

@@ -8,13 +8,16 @@ the text.
 
 import hashlib
 import math
+import re
 import statistics
 import time
 
 import pytest
 
 from data import storybook as sb
+from data import storybook_checker as checker
 from data import storybook_grammar as grammar
+from data import storybook_tree as tree
 from npgpt.errors import UserError
 
 
@@ -48,18 +51,18 @@ def _automaton():
     def build(node, before):
         if isinstance(node, str):
             return place(node, before)
-        if isinstance(node, sb.Slot):
-            shown = dict.fromkeys(sb._show(node, card) for card, _ in sb._odds(node.deck))
+        if isinstance(node, tree.Slot):
+            shown = dict.fromkeys(tree.show(node, card) for card, _ in tree.odds(node.deck))
             return [state for text in shown for state in place(text, before)]
-        if isinstance(node, sb.Choice):
+        if isinstance(node, tree.Choice):
             return [state for option in node.options for state in build(option, before)]
-        if not isinstance(node, sb.Deal):
+        if not isinstance(node, tree.Deal):
             for part in node:
                 before = build(part, before)
         return before
 
     start = place("^", [])
-    place("$", build(sb.GRAMMAR, start))
+    place("$", build(tree.GRAMMAR, start))
     return chars, follow
 
 
@@ -110,33 +113,33 @@ def test_no_text_has_two_paths():
     "template", ["[a|a]", "[ab|a][c|bc]", "x[|y][|y]z", "[a|[a|b]]", "x[|]y", "[a|ab][b|]"]
 )
 def test_the_proof_finds_planted_ambiguities(template, monkeypatch):
-    monkeypatch.setattr(sb, "GRAMMAR", sb._compile(template))
+    monkeypatch.setattr(tree, "GRAMMAR", tree._compile(template))
     assert _ambiguity(*_automaton()) is not None
 
 
 def _named(node):
     """The decks whose card a node names for certain, by a form that no other card shares."""
-    if isinstance(node, sb.Slot):
-        shown = [sb._show(node, card) for card, _ in sb._odds(node.deck)]
+    if isinstance(node, tree.Slot):
+        shown = [tree.show(node, card) for card, _ in tree.odds(node.deck)]
         return {node.deck} if len(set(shown)) == len(shown) else set()
-    if isinstance(node, sb.Choice):
+    if isinstance(node, tree.Choice):
         return set.intersection(*map(_named, node.options))
-    if isinstance(node, str | sb.Deal):
+    if isinstance(node, str | tree.Deal):
         return set()
     return set().union(*map(_named, node))
 
 
 def _used(node):
-    if isinstance(node, sb.Slot):
+    if isinstance(node, tree.Slot):
         return {node.deck}
-    if isinstance(node, str | sb.Deal):
+    if isinstance(node, str | tree.Deal):
         return set()
-    parts = node.options if isinstance(node, sb.Choice) else node
+    parts = node.options if isinstance(node, tree.Choice) else node
     return set().union(*map(_used, parts))
 
 
 def test_every_dealt_card_is_named():
-    *opening, plots = sb.GRAMMAR
+    *opening, plots = tree.GRAMMAR
     hero = set(grammar.HERO)
     assert hero <= _named(tuple(opening))
     for deal, *beats in plots.options:
@@ -146,7 +149,7 @@ def test_every_dealt_card_is_named():
 
 
 def test_names_of_heroes_are_distinct_from_friends():
-    names = [card.plain for deck in ("name", "friend") for card, _ in sb._odds(deck)]
+    names = [card.plain for deck in ("name", "friend") for card, _ in tree.odds(deck)]
     assert len(set(names)) == len(names)
 
 
@@ -155,8 +158,8 @@ def test_names_of_heroes_are_distinct_from_friends():
 
 def test_each_story_has_one_derivation_of_the_told_probability(told):
     for story in told[:1500]:
-        assert sb.readings(story.text) == pytest.approx([story.nats], abs=1e-9)
-        assert sb.nats(story.text) == pytest.approx(story.nats, abs=1e-9)
+        assert checker.readings(story.text) == pytest.approx([story.nats], abs=1e-9)
+        assert checker.nats(story.text) == pytest.approx(story.nats, abs=1e-9)
 
 
 def test_entropy_is_the_mean_of_minus_log_p():
@@ -177,7 +180,7 @@ def _texts(node):
     """Every text of a node without slots, with its probability."""
     if isinstance(node, str):
         return {node: 1.0}
-    if isinstance(node, sb.Choice):
+    if isinstance(node, tree.Choice):
         return {
             text: p * math.exp(-n)
             for n, option in zip(node.nats, node.options)
@@ -190,7 +193,7 @@ def _texts(node):
 
 
 def test_entropy_against_enumeration():
-    node = sb._compile("[2:so|yes, [no|3:never again]] we [go|5:|stay a while].")
+    node = tree._compile("[2:so|yes, [no|3:never again]] we [go|5:|stay a while].")
     texts = _texts(node)
     assert sum(texts.values()) == pytest.approx(1)
     assert sb._expect(node) == pytest.approx(
@@ -204,16 +207,16 @@ def test_entropy_against_enumeration():
 
 def test_probabilities_of_choices_sum_to_one():
     def walk(node):
-        if isinstance(node, sb.Choice):
+        if isinstance(node, tree.Choice):
             assert math.fsum(math.exp(-n) for n in node.nats) == pytest.approx(1)
             assert len(node.edges) == len(node.options) - 1
-        if not isinstance(node, str | sb.Slot | sb.Deal):
-            for part in node.options if isinstance(node, sb.Choice) else node:
+        if not isinstance(node, str | tree.Slot | tree.Deal):
+            for part in node.options if isinstance(node, tree.Choice) else node:
                 walk(part)
 
-    walk(sb.GRAMMAR)
+    walk(tree.GRAMMAR)
     for deck in grammar.DECKS:
-        assert math.fsum(p for _, p in sb._odds(deck)) == pytest.approx(1)
+        assert math.fsum(p for _, p in tree.odds(deck)) == pytest.approx(1)
 
 
 # --------------------------------------------------------------------------------- the corpus
@@ -237,7 +240,7 @@ def test_the_corpus_is_varied_and_of_the_promised_size(told):
     lengths = [len(story.text.split()) for story in told]
     assert 200_000 <= sum(lengths) < 200_000 + max(lengths)
     assert 50 <= min(lengths) and max(lengths) <= 140
-    vocabulary = {w for s in told for w in sb.re.findall("[a-z]+", s.text.lower())}
+    vocabulary = {w for s in told for w in re.findall("[a-z]+", s.text.lower())}
     assert 400 <= len(vocabulary) <= 630
     assert 0.4 <= sb.entropy().nats_per_word <= 0.8
 
@@ -248,9 +251,9 @@ def test_the_text_is_tidy(told):
         for bad in ["  ", " .", " ,", " \n", "\n ", "\n\n", *"<[|{", "..", ",,", "?,", ",."]:
             assert bad not in story.text
         assert story.text.count('"') % 2 == 0
-        assert not sb.re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", story.text)
-        assert not sb.re.search(r"\b(\w+) \1\b", story.text)
-        assert all(s[0] in '"ABCDEFGHIJKLMNOPQRSTUVWXYZ' for s in sb._TEXT_BREAK.split(story.text))
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", story.text)
+        assert not re.search(r"\b(\w+) \1\b", story.text)
+        assert all(s[0] in '"ABCDEFGHIJKLMNOPQRSTUVWXYZ' for s in tree.TEXT_BREAK.split(story.text))
 
 
 # -------------------------------------------------------------------------------- the checker
@@ -267,8 +270,8 @@ def test_the_checker_accepts_every_told_story(told):
 
 def test_every_sentence_is_valid_by_itself(told):
     for story in told[:60]:
-        for piece in sb._TEXT_BREAK.split(story.text):
-            looks, hands = sb._sentence(piece)
+        for piece in tree.TEXT_BREAK.split(story.text):
+            looks, hands = checker._sentence(piece)
             assert looks and hands, piece
 
 
@@ -284,7 +287,7 @@ def _swap_last(text, old, new):
 
 def test_a_wrong_name_is_seen(told):
     text = _story(told, " girl named Lily", "Lily smiled and")
-    verdict = sb.judge(_swap_last(text, "Lily smiled and", "Rosa smiled and"))
+    verdict = checker.judge(_swap_last(text, "Lily smiled and", "Rosa smiled and"))
     assert verdict.fault == "hero" and not verdict.consistent
     assert verdict.valid == verdict.sentences
     assert "'Rosa smiled" in verdict.reason and "Lily" in verdict.reason
@@ -292,47 +295,47 @@ def test_a_wrong_name_is_seen(told):
 
 def test_a_wrong_pronoun_is_seen(told):
     text = _story(told, " girl named", "She worked")
-    verdict = sb.judge(text.replace("She worked", "He worked", 1))
+    verdict = checker.judge(text.replace("She worked", "He worked", 1))
     assert verdict.fault == "hero" and not verdict.consistent
 
 
 def test_a_pronoun_wrong_within_its_sentence_is_seen(told):
     text = _story(told, " boy named", " and his friend ")
-    verdict = sb.judge(text.replace(" and his friend ", " and her friend ", 1))
+    verdict = checker.judge(text.replace(" and his friend ", " and her friend ", 1))
     assert verdict.fault == "hero" and not verdict.consistent
     assert verdict.valid == verdict.sentences - 1
 
 
 def test_a_wrong_wish_is_seen(told):
     text = _story(told, "bought the", " kite")
-    changed = sb.re.sub(r"(bought the \w+) kite", r"\1 ball", text)
-    verdict = sb.judge(changed)
+    changed = re.sub(r"(bought the \w+) kite", r"\1 ball", text)
+    verdict = checker.judge(changed)
     assert verdict.fault == "hero" and "'kite'" in verdict.reason
 
 
 def test_a_missing_ending_is_seen(told):
     for story in told[:50]:
-        pieces = sb._TEXT_BREAK.split(story.text)
-        verdict = sb.judge(story.text[: story.text.rindex(pieces[-1])])
+        pieces = tree.TEXT_BREAK.split(story.text)
+        verdict = checker.judge(story.text[: story.text.rindex(pieces[-1])])
         assert verdict.fault == "ending" and not verdict.ended and verdict.consistent
-        verdict = sb.judge(story.text[:-9])
+        verdict = checker.judge(story.text[:-9])
         assert verdict.fault == "ending"
 
 
 def test_shuffled_sentences_are_seen(told):
     for story in told[:50]:
-        first, second, *rest = sb._TEXT_BREAK.split(story.text)
-        verdict = sb.judge(" ".join([first, *rest[::-1], second]))
+        first, second, *rest = tree.TEXT_BREAK.split(story.text)
+        verdict = checker.judge(" ".join([first, *rest[::-1], second]))
         assert verdict.fault in ("order", "sentence", "ending", "hero")
         assert verdict.valid == verdict.sentences
     text = told[0].text
-    assert sb.judge(text + " " + sb._TEXT_BREAK.split(text)[-1]).fault == "order"
+    assert checker.judge(text + " " + tree.TEXT_BREAK.split(text)[-1]).fault == "order"
 
 
 def test_foreign_sentences_are_seen(told):
     text = told[3].text
-    pieces = sb._TEXT_BREAK.split(text)
-    verdict = sb.judge(text.replace(pieces[3], "The cat sat on the mat."))
+    pieces = tree.TEXT_BREAK.split(text)
+    verdict = checker.judge(text.replace(pieces[3], "The cat sat on the mat."))
     assert verdict.fault == "sentence" and verdict.valid == verdict.sentences - 1
     assert verdict.ended and "The cat sat on the mat." in verdict.reason
 
@@ -341,10 +344,10 @@ def test_any_text_at_all_is_judged(told):
     garbage = ["", " ", "\n", "x", '"', "\x00\ufffd☃", ". . . ! ?", "Once upon a time", "a" * 9999]
     garbage += ["Once upon a time, there was a " * 500, "Tom. " * 3000, '"No!" ' * 2000]
     for text in garbage:
-        assert sb.judge(text).fault and sb.nats(text) is None
-    assert sb.judge("").fault == "empty"
-    assert sb.judge("Once upon a time").fault == "ending"
-    assert sb.judge("Twice upon a time.").fault == "sentence"
+        assert checker.judge(text).fault and checker.nats(text) is None
+    assert checker.judge("").fault == "empty"
+    assert checker.judge("Once upon a time").fault == "ending"
+    assert checker.judge("Twice upon a time.").fault == "sentence"
     report = sb.check(sb.SEPARATOR.join(garbage))
     assert report.stories == len(garbage) - 2  # one has no beginning and one no end
     assert report.accepted == report.consistent == report.ended == 0 and report.unfinished == 1

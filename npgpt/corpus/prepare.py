@@ -185,9 +185,10 @@ def _open_text(s):
 
 def _storybook(s):
     """The storybook as a Text: its two parts are told by different seeds."""
-    from data import storybook, storybook_grammar
+    from data import storybook, storybook_grammar, storybook_tree
 
-    code = [Path(module.__file__).read_bytes() for module in (storybook, storybook_grammar)]
+    modules = storybook, storybook_tree, storybook_grammar
+    code = [Path(module.__file__).read_bytes() for module in modules]
     code = hashlib.sha256(b"".join(code)).hexdigest()
 
     def told(words, seed):
