@@ -39,6 +39,7 @@ from npgpt.cli import main_with_errors, parse
 from npgpt.data import get_batch, num_rows
 from npgpt.diagnose import first_bad_tensor
 from npgpt.errors import UserError
+from npgpt.loss_scale import LEAST, unscale
 from npgpt.model import Chance, count_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import keep_freed_memory
@@ -95,22 +96,28 @@ def take_step(run, ids, targets, lr):
     """Forward, backward, clipping, AdamW: one step of training.
 
     Args:    run; ids, targets (batch_size · accumulate, T) int, on the host; lr.
-    Returns: loss; norm of the gradient. If that is not finite, the weights are as before.
+    Returns: loss; norm of the gradient; the scale of the loss, 1 but for fp16. If the norm is
+             not finite, weights and optimizer are as before.
     """
     s, xp = run.settings, run.xp
+    scale = run.loss_scale.scale if run.loss_scale else 1.0
     run.grads.flat[...] = 0.0
     loss = 0.0
     for first in range(0, len(ids), s.batch_size):
         part = slice(first, first + s.batch_size)
         loss += run.workers.loss_and_gradients(
             run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
-            run.config, scale=1.0 / s.accumulate,
+            run.config, scale=scale / s.accumulate,
             chance=Chance(s.seed, run.step, first), smoothing=s.label_smoothing,
         )  # fmt: skip
+    if scale != 1.0:
+        unscale(run.grads.flat, scale, run.workers.map)
     norm = clip_gradient(run.grads.flat, s.clip, run.workers.map)
     if math.isfinite(norm):
         run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map)
-    return float(to_host(loss)) / s.accumulate, norm
+    if run.loss_scale:
+        run.loss_scale = run.loss_scale.after(math.isfinite(norm))
+    return float(to_host(loss)) / s.accumulate, norm, scale
 
 
 class Ledger:
@@ -119,13 +126,13 @@ class Ledger:
     On a GPU a step is only asked for, and its loss is known later: so it is looked up when it is
     wanted, for all steps since the last time together.
 
-    Attributes: results, a list of (loss, norm) of the steps taken since they were last logged.
+    Attributes: results, a list of (loss, norm, scale) of the steps since they were last logged.
     """
 
     def __init__(self, run, log, peak):
         self.run, self.log, self.peak = run, log, peak
         self.results, self.rates = [], []  # of the steps that are not logged yet
-        self.losses, self.seconds = [], []  # of those since the last line
+        self.losses, self.seconds, self.skipped = [], [], 0  # of those since the last line
         self.started = None
 
     def start(self):
@@ -150,27 +157,35 @@ class Ledger:
         if not self.rates:
             return
         if run.gpu is not None:
-            self.results = run.gpu.results()
+            self.results, run.loss_scale = run.gpu.results(), run.gpu.loss_scale
         each = (time.perf_counter() - self.started) / len(self.results)
         first = run.step - len(self.results)
-        for step, (rate, (loss, norm)) in enumerate(zip(self.rates, self.results), first + 1):
-            if not math.isfinite(norm):  # and the weights are those from before that step
-                run.step = run.optimizer.step = step - 1
+        for step, (rate, result) in enumerate(zip(self.rates, self.results), first + 1):
+            loss, norm, scale = result
+            skipped = not math.isfinite(norm)  # and the weights are those from before that step
+            if skipped and scale <= LEAST:
+                run.step = step - 1
                 run.save()
                 raise UserError(
                     f"the gradient of step {step} is not finite; the weights before it "
                     f"are saved in {run.dir}: start a new run with a smaller --lr than {s.lr}"
                     f"{what_went_bad(run)}"
                 )
-            self.losses.append(loss)
+            self.losses += [] if skipped else [loss]
+            self.skipped += skipped
             self.seconds.append(each)
             run.seconds += each
-            self.log.record(step=step, loss=loss, lr=rate, norm=norm, ms=round(1e3 * each, 2))
+            figures = {"scale": scale} if run.loss_scale else {}
+            self.log.record(
+                step=step, loss=loss, lr=rate, norm=norm, ms=round(1e3 * each, 2), **figures
+            )
         self.results, self.rates, self.started = [], [], None
         if lr is not None and (run.step % s.log_every == 0 or run.step == s.steps):
-            mean, seconds = np.mean(self.losses), np.mean(self.seconds)
-            self.log.say(log_line(run, mean, lr, norm, seconds, self.peak))
-            self.losses, self.seconds = [], []
+            mean = np.mean(self.losses) if self.losses else math.nan
+            self.log.say(
+                log_line(run, mean, lr, norm, np.mean(self.seconds), self.peak, self.skipped)
+            )
+            self.losses, self.seconds, self.skipped = [], [], 0
 
 
 def what_went_bad(run):
@@ -191,6 +206,8 @@ def what_went_bad(run):
         )  # fmt: skip
         if bad:
             return f" (the first tensor to go bad: {bad}; the batch is in bad_batch.npz)"
+    if run.gpu is not None and run.loss_scale:
+        return " (in float32 each tensor would be finite: leave out --dtype fp16)"
     return " (each tensor is finite, but their squares add up to more than a number can hold)"
 
 
@@ -219,13 +236,16 @@ class Interrupt:
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
 
-def log_line(run, loss, lr, norm, seconds, peak):
+def log_line(run, loss, lr, norm, seconds, peak, skipped):
     """One line for the terminal, the figures since the one before."""
     s = run.settings
+    scale = f"scale {run.loss_scale.scale:,.0f} | " if run.loss_scale else ""
+    if skipped:
+        scale += f"{skipped} skipped | "
     rate = s.batch_size * s.accumulate * s.block_size / seconds  # tokens a second
     line = (
         f"step {run.step:0{len(str(s.steps))}d}/{s.steps} | loss {loss:.3f} | "
-        f"val {run.valid_loss:.3f} | lr {lr:.1e} | norm {norm:.2f} | "
+        f"val {run.valid_loss:.3f} | lr {lr:.1e} | norm {norm:.2f} | {scale}"
         f"{1e3 * seconds:.0f} ms | {rate:,.0f} tok/s"
     )
     share = rate * plan.flops_per_token(run.config) / peak if peak else None

@@ -8,6 +8,7 @@ from npgpt.cli import option
 from npgpt.errors import UserError
 from npgpt.finetune import DECIDED
 from npgpt.model import MLPS, NORMS, POSITIONS
+from npgpt.parameters import INITS
 from npgpt.presets import DEFAULT_PRESET, PRESETS
 
 
@@ -25,10 +26,14 @@ class Settings:
     backend: str = option("numpy", "numpy on a CPU, cupy on an NVIDIA GPU", choices=BACKENDS)
     dtype: str | None = option(
         None, "what is rounded: float32 nothing; bf16 the factors of matrix products, on a GPU all "
-        "activations; tf32, on a GPU, the factors less (default: bf16 on a GPU that has it)",
-        choices=("float32", "tf32", "bf16"),
+        "activations; fp16 the same to half precision, with a loss that is scaled to fit; tf32, on "
+        "a GPU, the factors less (default: bf16 on a GPU that has it)",
+        choices=("float32", "tf32", "bf16", "fp16"),
     )  # fmt: skip
     graph: bool = option(True, "on a GPU, record a step as a CUDA graph, and launch it as one")
+    init: str = option(
+        "npgpt", "how wide the first weights are: as npgpt finds best, or 0.02 as GPT-2's", INITS
+    )
     seed: int = option(1, "decides the weights, the batches and the samples")
     init_from: str | None = option(
         None, "begin with a trained model: a run, or what python -m npgpt.load reads; the preset "
@@ -54,6 +59,10 @@ class Settings:
     )
     tokenizer_mb: int = option(1000, "megabytes of text that bpe learns from, at most")
     vocab_size: int = option(1280, "tokens that bpe learns")
+    pad_vocab_to: int = option(
+        1, "make the model's vocabulary a multiple of this, as 50,257 of 64 is 50,304; what is "
+        "added is never written", metavar="MULTIPLE",
+    )  # fmt: skip
     block_size: int = option(176, "context: how many tokens the model looks back")
     n_layer: int = option(2, "blocks")
     n_head: int = option(4, "attention heads")
@@ -68,7 +77,12 @@ class Settings:
     )  # fmt: skip
     mlp: str = option("swiglu", "the bend in the MLP; none leaves the MLP out", tuple(MLPS))
     bias: bool = option(False, "biases for the blocks' matrices, and for layernorm")
+    qkv_bias: bool = option(True, "with --bias, biases for queries, keys and values too")
+    head_bias: bool = option(False, "a bias for the output")
     dropout: float = option(0.0, "share of the channels that each training step drops")
+    attention_dropout: float = option(
+        0.0, "share of attention's weights that each training step drops"
+    )
 
     batch_size: int = option(12, "rows that go through the model at a time")
     accumulate: int = option(1, "batches whose gradients are added up before a step")
@@ -111,8 +125,9 @@ class Settings:
 
     def __post_init__(self):
         for name in (
-            "words", "tokenizer_mb", "block_size", "batch_size", "accumulate", "steps",
-            "log_every", "eval_every", "eval_tokens", "sample_tokens", "save_every", "keep",
+            "words", "tokenizer_mb", "pad_vocab_to", "block_size", "batch_size", "accumulate",
+            "steps", "log_every", "eval_every", "eval_tokens", "sample_tokens", "save_every",
+            "keep",
         ):  # fmt: skip
             least = 2 if name == "eval_tokens" else 1  # nothing comes before the first token
             if getattr(self, name) < least:
@@ -136,7 +151,7 @@ class Settings:
                 )
         if not self.lr > 0:
             raise UserError(f"--lr is {self.lr}, but a learning rate must be above 0")
-        for name in ("beta1", "beta2", "dropout", "label_smoothing"):
+        for name in ("beta1", "beta2", "dropout", "attention_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"{dashed(name)} is {getattr(self, name)}, but it must be in [0, 1)"

@@ -17,6 +17,7 @@ from npgpt.data import ahead, check_length, get_batch
 from npgpt.errors import UserError
 from npgpt.evaluate import document_starts, evaluate
 from npgpt.finetune import read_start, with_context
+from npgpt.loss_scale import LossScale
 from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
@@ -47,6 +48,7 @@ class Run:
     workers: Workers
     xp: object  # the array module, numpy or cupy
     gpu: object = None  # npgpt.backend.cuda.steps.DeviceSteps, who takes the steps on a GPU
+    loss_scale: LossScale | None = None  # of the next step, in fp16
     step: int = 0  # optimizer steps taken
     saved: int = -1  # the step of the newest checkpoint
     seconds: float = 0.0  # spent in steps so far
@@ -150,6 +152,7 @@ class Run:
             "settings": _plain(self.settings),
             "config": asdict(self.config),
             "optimizer_step": self.optimizer.step,
+            "loss_scale": list(self.loss_scale) if self.loss_scale else None,
             # Batches and samples are pure functions of these two; no other random state exists.
             "random": {"seed": self.settings.seed, "step": self.step},
             "data_sha256": [self.train.facts["sha256"], self.valid.facts["sha256"]],
@@ -203,9 +206,11 @@ def new_run(settings, xp):
     told = len(valid_tokens) - 1
     text_bytes = data.valid.facts["text_bytes"] - int(token_sizes(data.tokenizer)[valid_tokens[0]])
 
-    params = init_parameters(config, s.seed) if params is None else params
+    if params is None:
+        params = init_parameters(config, s.seed, init=s.init)
     params = Parameters(config, xp.asarray(params.flat))
     grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
+    gpu, loss_scale = _gpu_steps(params, grads, optimizer, config, s, xp)
 
     run_dir = make_run_dir(s.run, s.preset)
     write_atomic(run_dir / "settings.json", json.dumps(_plain(s), indent=1).encode())
@@ -220,7 +225,7 @@ def new_run(settings, xp):
         floor=None if data.nats is None else data.nats / told,
         params=params, grads=grads, optimizer=optimizer,
         workers=_workers(params, config, s, xp), xp=xp,
-        gpu=_gpu_steps(params, grads, optimizer, config, s, xp),
+        gpu=gpu, loss_scale=loss_scale,
     )  # fmt: skip
 
 
@@ -290,13 +295,16 @@ def resumed_run(settings, given, xp):
         memory[...] = xp.asarray(saved_memory)
     optimizer.step = state["optimizer_step"]
     grads = params.zeros_like()
+    gpu, loss_scale = _gpu_steps(
+        params, grads, optimizer, config, s, xp, checkpoint.step, state.get("loss_scale")
+    )
     best_loss, best_step = state.get("best", (None, checkpoint.step))
     return Run(
         dir=run_dir, settings=s, config=config, tokenizer=tokenizer, train=train, valid=valid,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
         params=params, grads=grads, optimizer=optimizer,
         workers=_workers(params, config, s, xp), xp=xp,
-        gpu=_gpu_steps(params, grads, optimizer, config, s, xp),
+        gpu=gpu, loss_scale=loss_scale,
         step=checkpoint.step, saved=checkpoint.step,
         seconds=state["seconds"],
         valid_loss=math.nan if state["valid_loss"] is None else state["valid_loss"],
@@ -337,18 +345,23 @@ def _start(s):
     """
     config, params, tokenizer = read_start(s.init_from)
     config, params = with_context(config, params, s.block_size)
-    config = replace(config, dropout=s.dropout, recompute=s.checkpoint_activations)
+    config = replace(
+        config, dropout=s.dropout, attention_dropout=s.attention_dropout,
+        recompute=s.checkpoint_activations,
+    )  # fmt: skip
     shape = {name: value for name, value in asdict(config).items() if hasattr(s, name)}
     s = replace(s, **shape, tokenizer="char" if tokenizer.kind == "char" else "bpe")
     return s, config, params, tokenizer
 
 
-def _config(s, vocab_size):
+def _config(s, num_tokens):
+    padding = -num_tokens % s.pad_vocab_to
     return GPTConfig(
-        vocab_size=vocab_size, block_size=s.block_size, n_layer=s.n_layer, n_head=s.n_head,
-        n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,
-        norm=s.norm, position=s.position, mlp=s.mlp, bias=s.bias, dropout=s.dropout,
-        recompute=s.checkpoint_activations,
+        vocab_size=num_tokens + padding, padding=padding, block_size=s.block_size,
+        n_layer=s.n_layer, n_head=s.n_head, n_kv_head=s.n_kv_head, n_embd=s.n_embd,
+        n_hidden=s.n_hidden, tie=s.tie, norm=s.norm, position=s.position, mlp=s.mlp,
+        bias=s.bias, qkv_bias=s.qkv_bias, head_bias=s.head_bias, dropout=s.dropout,
+        attention_dropout=s.attention_dropout, recompute=s.checkpoint_activations,
     )  # fmt: skip
 
 
@@ -370,7 +383,7 @@ def _choose_dtype(s, xp):
 
     Raises:  UserError for a dtype that only other kernels have.
     """
-    if s.dtype in ("tf32", "bf16") and not kernels_enabled("numpy" if xp is np else "cupy"):
+    if s.dtype in ("tf32", "bf16", "fp16") and not kernels_enabled("numpy" if xp is np else "cupy"):
         raise UserError(
             f"--dtype {s.dtype} needs the compiled kernels: install numba, and leave "
             "NPGPT_KERNELS unset; or leave --dtype out"
@@ -379,6 +392,8 @@ def _choose_dtype(s, xp):
         return
     if s.dtype == "tf32":
         raise UserError("--dtype tf32 is for a GPU: give bf16 or float32, or leave it out")
+    if s.dtype == "fp16":
+        print("on a processor --dtype fp16 is there to be studied: it is slower than float32")
     if kernels_enabled():
         from npgpt.backend.cpu.linear import round_factors
 
@@ -386,10 +401,14 @@ def _choose_dtype(s, xp):
             print("this processor has no AVX512-BF16, which --dtype bf16 needs: float32 it is")
 
 
-def _gpu_steps(params, grads, optimizer, config, s, xp):
-    """Who takes the steps of a run on a GPU; None where train.py's own text does."""
+def _gpu_steps(params, grads, optimizer, config, s, xp, step=0, saved_scale=None):
+    """Who takes the steps of a run, and the scale of its loss.
+
+    Returns: gpu, None where train.py's own text takes them; loss_scale, None but for fp16.
+    """
+    loss_scale = LossScale(*(saved_scale or ())) if s.dtype == "fp16" else None
     if xp is np or not kernels_enabled("cupy"):
-        return None
+        return None, loss_scale
     from npgpt.backend.cuda.compile import capability
     from npgpt.backend.cuda.rounding import supported
     from npgpt.backend.cuda.runtime import Runtime
@@ -397,7 +416,8 @@ def _gpu_steps(params, grads, optimizer, config, s, xp):
 
     dtype = supported(s.dtype, capability(), config, s.label_smoothing)
     how = How(s.batch_size, s.accumulate, s.clip, dtype, s.graph, s.label_smoothing, s.seed)
-    return DeviceSteps(params, grads, optimizer, config, how, Runtime())
+    gpu = DeviceSteps(params, grads, optimizer, config, how, Runtime(), step, loss_scale)
+    return gpu, gpu.loss_scale
 
 
 def _threads(s, xp):

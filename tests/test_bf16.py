@@ -45,7 +45,7 @@ def test_product_of_rounded_factors(M, N, K, a_turned, b_turned):
     a = rng.standard_normal((K, M) if a_turned else (M, K), np.float32)
     b = rng.standard_normal((N, K) if b_turned else (K, N), np.float32)
     c = np.full((M, N), np.nan, np.float32)
-    matmul_bf16.multiply_bf16(c, a, b, a_turned, b_turned)
+    matmul_bf16.multiply_bf16(c, a, b, a_turned, b_turned, False)
     left, right = rounded(a.T if a_turned else a), rounded(b.T if b_turned else b)
     # A float32 sum of K products loses at most K roundings of the sum of their sizes.
     bound = (K + 1) * 2.0**-24 * (np.abs(left) @ np.abs(right))

@@ -102,7 +102,7 @@ def test_a_signal_saves_and_the_run_goes_on(capfd, tmp_path, monkeypatch, whole,
 def test_a_run_with_dropout_goes_on_with_the_masks_that_it_would_have_drawn(
     capfd, tmp_path, monkeypatch
 ):
-    drops = [*SMALL, "--dropout", "0.3", "--norm", "layernorm", "--position", "learned"]
+    drops = [*SMALL, "--dropout", "0.3", "--attention-dropout", "0.2", "--norm", "layernorm"]
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert call(capfd, *drops, "--run", "a")[0] == 0

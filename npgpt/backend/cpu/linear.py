@@ -3,7 +3,8 @@
 On other processors it is faster for small matrices only, and where NumPy brings a maker's own
 library (Intel's MKL, Apple's Accelerate), not even there: then the text runs, with NumPy's product.
 
-With --dtype bf16 all products are made here, of factors that are rounded: see matmul_bf16.py.
+With --dtype bf16 or fp16 all products are made here, of factors that are rounded: see
+matmul_bf16.py and matmul_fp16.py.
 """
 
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 
 from npgpt.backend.cpu import matmul_bf16
 from npgpt.backend.cpu.matmul import multiply_large
+from npgpt.backend.cpu.matmul_bf16 import multiply_bf16
+from npgpt.backend.cpu.matmul_fp16 import multiply_fp16
 from npgpt.backend.cpu.memory import in_rows
 from npgpt.backend.cpu.tile import LANES
 
@@ -20,25 +23,20 @@ LEAST_ROWS = 32  # for fewer, as when sampling, strips of rows would be mostly e
 _built_with = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
 _OPENBLAS = "openblas" in _built_with.get("name", "").lower()
 MOST_WEIGHTS = 0 if not _OPENBLAS else sys.maxsize if LANES == 16 else 1 << 19
-_bf16 = False  # whether factors are rounded; of the whole process, as its threads share the work
+MULTIPLY = {"float32": multiply_large, "bf16": multiply_bf16, "fp16": multiply_fp16}
+_dtype = "float32"  # of the factors; of the whole process, as its threads share the work
 
 
 def round_factors(dtype, emulate=False):
     """Choose what the factors of matrix products are rounded to from now on.
 
-    Args:    dtype, "float32", which rounds nothing, or "bf16"; emulate, whether a processor
-             that has no bf16 may pretend, which is slower than float32.
+    Args:    dtype, "float32", which rounds nothing, "bf16" or "fp16"; emulate, whether a
+             processor that has no bf16 may pretend, which is slower than float32.
     Returns: whether the choice holds: False leaves float32 on a processor without bf16.
     """
-    global _bf16
-    _bf16 = dtype == "bf16" and (matmul_bf16.NATIVE or emulate)
-    return _bf16 or dtype == "float32"
-
-
-def _multiply(c, a, b, a_turned, b_turned):
-    """C = A @ B; each factor as it lies in memory, and whether it is to be turned."""
-    multiply = matmul_bf16.multiply_bf16 if _bf16 else multiply_large
-    multiply(c, a, b, a_turned, b_turned)
+    global _dtype
+    _dtype = dtype if dtype != "bf16" or matmul_bf16.NATIVE or emulate else "float32"
+    return _dtype == dtype
 
 
 def linear_forward(x, w):
@@ -47,28 +45,45 @@ def linear_forward(x, w):
     matrix, turned = _in_memory(w)
     rows = in_rows(x)  # (R, C)
     y = np.empty((rows.shape[0], w.shape[1]), x.dtype)
-    _multiply(y, rows, matrix, False, turned)
+    MULTIPLY[_dtype](y, rows, matrix, False, turned, False)
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w)
 
 
 def linear_backward(dy, cache):
+    _, w = cache
+    matrix, turned = _in_memory(w)
+    dmatrix = np.empty(matrix.shape, w.dtype)  # in the order of w's own memory
+    dw = dmatrix.T if turned else dmatrix
+    dx = backward_into(dy, cache, dw, False)
+    return dx if dx is NotImplemented else (dx, dw)
+
+
+def backward_into(dy, cache, dw, add):
+    """The dx of linear_backward, whose dw is written to an array, or added to what is in it.
+
+    Args:    dy; cache; dw (C, N), which lies in memory as w does; add.
+    Returns: dx; or NotImplemented, and then dw is as it was.
+    """
     x, w = cache
     if dy.shape != (*x.shape[:-1], w.shape[1]) or not _suits(x, w):
         return NotImplemented
     matrix, turned = _in_memory(w)
+    dmatrix = dw.T if turned else dw
+    if dmatrix.shape != matrix.shape or not dmatrix.flags.c_contiguous:
+        return NotImplemented
     rows, drows = in_rows(x), in_rows(dy)  # (R, C), (R, N)
     dx = np.empty(rows.shape, x.dtype)
-    _multiply(dx, drows, matrix, False, not turned)
-    dmatrix = np.empty(matrix.shape, w.dtype)  # in the order of w's own memory
+    multiply = MULTIPLY[_dtype]
+    multiply(dx, drows, matrix, False, not turned, False)
     if turned:
-        _multiply(dmatrix, drows, rows, True, False)
+        multiply(dmatrix, drows, rows, True, False, add)
     else:
-        _multiply(dmatrix, rows, drows, True, False)
-    return dx.reshape(x.shape), dmatrix.T if turned else dmatrix
+        multiply(dmatrix, rows, drows, True, False, add)
+    return dx.reshape(x.shape)
 
 
 def _suits(x, w):
-    most = sys.maxsize if _bf16 else MOST_WEIGHTS
+    most = MOST_WEIGHTS if _dtype == "float32" else sys.maxsize
     return 0 < w.size <= most and x.size >= LEAST_ROWS * x.shape[-1]
 
 
