@@ -336,9 +336,9 @@ def open_model(settings):
         loss = checkpoint.state.get("valid_loss")
         if isinstance(loss, int | float):
             about += f", validation loss {loss:.4f}"
-    if tok.vocab_size != config.vocab_size:
+    if tok.vocab_size != config.num_tokens:
         raise UserError(
-            f"the tokenizer has {tok.vocab_size:,} tokens, but the model {config.vocab_size:,}: "
+            f"the tokenizer has {tok.vocab_size:,} tokens, but the model {config.num_tokens:,}: "
             "they do not belong together"
         )
     about += f", {count_parameters(config):,} parameters"

@@ -77,7 +77,7 @@ def run_checks(layers, every_row):
 def derivative_table(layers, every_row):
     """Print the witnesses' errors; return the list of verdicts, and the worst errors in words."""
     print("Each derivative against two witnesses, which know only the forward; relative errors\n")
-    print(paint(f"{'layer':11}{'argument':24}{'shape':14}{'rows':>4}"
+    print(paint(f"{'layer':18}{'argument':24}{'shape':14}{'rows':>4}"
                 f"{'central':>10}{'complex':>10}  verdict", BOLD))  # fmt: skip
     verdicts, worst_central, worst_complex = [], 0.0, 0.0
     for layer in layers:
@@ -85,7 +85,7 @@ def derivative_table(layers, every_row):
         groups = [[report] for report in reports] if every_row else [reports]
         for group in groups:
             if every_row:
-                print(f"{label:11}{paint(group[0].case.name, DIM)}")
+                print(f"{label:18}{paint(group[0].case.name, DIM)}")
                 label = ""
             for argument, lines in by_argument(group).items():
                 top = max(lines, key=lambda line: line.complex)
@@ -93,13 +93,13 @@ def derivative_table(layers, every_row):
                 worst_central = max(worst_central, central)
                 worst_complex = max(worst_complex, top.complex)
                 verdicts.append(all(line.ok for line in lines))
-                print(f"{label:11}{argument:24}{top.shape!s:14}{len(lines):>4}{number(central)}"
+                print(f"{label:18}{argument:24}{top.shape!s:14}{len(lines):>4}{number(central)}"
                       f"{number(top.complex)}  {verdict(verdicts[-1])}")  # fmt: skip
                 label = ""
             together = max(report.direction for report in group)
             worst_complex = max(worst_complex, together)
             verdicts.append(together <= DIRECTION_BAR)
-            print(f"{label:11}{paint('together'.ljust(38), DIM)}{len(group):>4}{'':10}"
+            print(f"{label:18}{paint('together'.ljust(38), DIM)}{len(group):>4}{'':10}"
                   f"{number(together)}  {verdict(verdicts[-1])}")  # fmt: skip
     print()
     return verdicts, (
@@ -110,13 +110,13 @@ def derivative_table(layers, every_row):
 
 def property_table(layers):
     """Print the checks of what no derivative can see; return the list of verdicts."""
-    print(paint(f"{'layer':11}{'what no derivative can see':82}  verdict", BOLD))
+    print(paint(f"{'layer':18}{'what no derivative can see':78}  verdict", BOLD))
     verdicts = []
     for layer, name, why, reason in properties_of(layers):
         verdicts.append(reason is None)
-        print(f"{layer:11}{name:16}{pad(why, 66)}  {verdict(verdicts[-1])}")
+        print(f"{layer:18}{name:14}{pad(why, 64)}  {verdict(verdicts[-1])}")
         if reason is not None:
-            print(f"{'':11}{paint(reason, RED)}")
+            print(f"{'':18}{paint(reason, RED)}")
     return verdicts
 
 

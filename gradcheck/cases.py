@@ -29,6 +29,8 @@ from npgpt.layers import (
     dropout_backward,
     dropout_forward,
     dropout_key,
+    dropped_attention_backward,
+    dropped_attention_forward,
     embedding_backward,
     embedding_forward,
     gelu_backward,
@@ -333,6 +335,11 @@ def masked(shape, rate, start=0):
     }  # fmt: skip
 
 
+def forgetful(make, rate, start=0):
+    """Dropped attention's inputs: those of heads, the share, and where in the batch they stand."""
+    return lambda rng: {**make(rng), "rate": rate, "key": dropout_key(7, 8), "start": start}
+
+
 def guesses(shape, scale=1.0, shift=0.0, targets=None, smoothing=None):
     """The loss's inputs: logits of a shape, random targets unless they are given, and smoothing."""
 
@@ -460,6 +467,11 @@ def _dropout(name, note, make, **more):
     return Case("dropout", name, note, *functions, make, ("x",), **more)
 
 
+def _attention_dropout(name, note, make, **more):
+    functions = dropped_attention_forward, dropped_attention_backward
+    return Case("attention_dropout", name, note, *functions, make, ("q", "k", "v"), **more)
+
+
 def _loss(name, note, make, **more):
     functions = cross_entropy_forward, cross_entropy_backward
     return Case("loss", name, note, *functions, make, ("logits",), **more)
@@ -488,6 +500,7 @@ def _logits(name, note, config, *shape, **more):
 
 
 _GROUPED = tiny(n_head=3, n_kv_head=1, n_embd=6)
+_GROUPED_FORGETFUL = tiny(n_head=3, n_kv_head=1, n_embd=6, attention_dropout=0.3)
 _GPT2 = dict(norm="layernorm", position="learned", mlp="gelu_tanh", bias=True)
 
 CASES = (
@@ -626,6 +639,19 @@ CASES = (
     _dropout("wider", "too many numbers to move one by one", masked((4, 16, 64), 0.3),
              entrywise=False),
 
+    _attention_dropout("a fifth", "the ordinary case", forgetful(heads(2, 4, 2, 3), 0.2)),
+    _attention_dropout("grouped heads", "each query head has a mask of its own, G < H",
+                       forgetful(heads(1, 3, 4, 2, G=2), 0.4)),
+    _attention_dropout("later rows", "the mask of the weights' own place",
+                       forgetful(heads(1, 4, 2, 3), 0.5, start=96)),
+    _attention_dropout("some queries, a past", "the weights of T queries and S keys",
+                       forgetful(heads(1, 3, 2, 2, S=5), 0.3)),
+    _attention_dropout("a loud future", "what is masked and what is dropped are two things",
+                       forgetful(heads(1, 4, 2, 3, loud_future=True), 0.3)),
+    _attention_dropout("nothing", "a rate of 0 is attention", forgetful(heads(1, 4, 2, 3), 0.0)),
+    _attention_dropout("wider", "too many numbers to move one by one",
+                       forgetful(heads(2, 24, 6, 16, G=2), 0.2), entrywise=False),
+
     _loss("a batch of sequences", "the mean is over all B·T rows", guesses((2, 3, 5))),
     _loss("rows", "logits are a matrix", guesses((4, 3))),
     _loss("N = 1", "one row", guesses((1, 1, 4))),
@@ -666,12 +692,18 @@ CASES = (
            tiny(mlp="gelu", bias=True), 1, 3),
     _block("swiglu with biases", "gates and values have one each", tiny(bias=True), 1, 2),
     _block("dropout", "the masks of both branches", tiny(dropout=0.3), 1, 3),
+    _block("attention dropout", "RoPE by itself, and then weights that are dropped",
+           _GROUPED_FORGETFUL, 1, 4),
+    _block("attention dropout, GPT-2's", "heads of one product, dropped, without a rotation",
+           tiny(**_GPT2, attention_dropout=0.3), 1, 4),
     _block("no MLP", "attention alone", tiny(mlp="none"), 2, 3),
     _block("wider", "too many numbers to move one by one",
            tiny(n_head=4, n_kv_head=2, n_embd=32, n_hidden=40), 1, 16, entrywise=False),
 
     _model("tied", "the table's two gradients add", tiny(), 1, 2, 3),
     _model("untied", "the table and the head each have their own", tiny(tie=False), 1, 2, 3),
+    _model("a head with a bias", "and queries, keys and values without",
+           tiny(**_GPT2, n_layer=1, qkv_bias=False, head_bias=True), 1, 2, 3),
     _model("accumulated", "the gradients of two batches add up", tiny(n_layer=1), 2, 1, 3),
     _model("GPT-2's", "a table of places, biases, and a norm with one", tiny(**_GPT2, n_layer=1),
            1, 2, 3),
@@ -681,8 +713,9 @@ CASES = (
     _model("smoothed", "targets that keep four fifths, of two batches", tiny(n_layer=1), 2, 1, 3,
            smoothing=0.2),
     _model("recomputed", "each block's cache is made again, with the masks that it had",
-           tiny(dropout=0.3, recompute=True), 1, 2, 3),
-    _model("dropout", "the masks of all layers are made again", tiny(dropout=0.3), 1, 2, 3),
+           tiny(dropout=0.3, attention_dropout=0.3, recompute=True), 1, 2, 3),
+    _model("dropout", "the masks of all layers are made again",
+           tiny(dropout=0.3, attention_dropout=0.3), 1, 2, 3),
     _logits("grouped heads, from the logits", "any dlogits, not only those of the loss",
             tiny(n_head=3, n_kv_head=1, n_embd=6, n_layer=1), 2, 3),
     _model("wider", "too many numbers to move one by one",

@@ -206,6 +206,8 @@ EMBEDDING = "layers.embedding:embedding_backward"
 RMSNORM = "layers.rmsnorm:rmsnorm_backward"
 ROPE = "layers.rope:rope_backward"
 ROPE_ATTENTION = "layers.rope_attention:rope_attention_backward"
+DROPPED = "layers.attention_dropout:dropped_attention_backward"
+DROPPED_FORWARD = "layers.attention_dropout:dropped_attention_forward"
 ATTENTION = "layers.attention:attention_backward"
 SCORES = "layers.attention:_scores"
 SWIGLU = "layers.swiglu:swiglu_backward"
@@ -217,16 +219,21 @@ GELU = "layers.mlp:gelu_backward"
 DROPOUT = "layers.dropout:dropout_backward"
 MASK = "layers.dropout:_mask"
 DROP = "model:drop_forward"
+DRAW = "model:draw"
+ATTEND = "model:attend_forward"
+ATTEND_BACKWARD = "model:attend_backward"
 GELU_TANH = "layers.mlp:gelu_tanh_backward"
 LOSS = "layers.loss:cross_entropy_backward"
 SMOOTH = "layers.loss:smooth_cross_entropy_backward"
 BLOCK = "model:block_backward"
 BACKWARD = "model:backward"
 MATRIX = "model:matrix_backward"
+INTO = "model:linear_backward_into"
 NORM = "model:norm_backward"
-STEP = "model:loss_and_gradients"
+STEP = "model:loss_and_dlogits"
 ADAMW = "optim:adamw_update"
 SCHEDULE = "optim:cosine_schedule"
+SCALE = "loss_scale:LossScale.after"
 
 
 def _fault(layer, where, what, *edits, derivative=True):
@@ -477,6 +484,29 @@ MUTANTS = (
              ("np.uint64(start)", "np.uint64(0)")),
     _follows("dropout", "layers.dropout:dropout_key", "A key is a sum: (1, 2, 3) is (3, 2, 1).",
              ("_mix((key ^ np.uint64(number)) + GAMMA)", "key + np.uint64(number)")),
+    # attention_dropout
+    _fault("attention_dropout", DROPPED, "The mask is forgotten on the way to the values.",
+           ("np.swapaxes(dropped,", "np.swapaxes(probs,")),
+    _fault("attention_dropout", DROPPED, "The mask is forgotten on the way to the weights.",
+           ("dprobs = dropout_backward(ddropped, drop_cache)", "dprobs = ddropped")),
+    _fault("attention_dropout", DROPPED, "The softmax's backward is given the dropped weights.",
+           ("dscores = probs *", "dscores = dropped *")),
+    _fault("attention_dropout", DROPPED, "The average is taken without the mask.",
+           ("average = _split_heads(np.sum(dy * y, axis=-1, keepdims=True), G)",
+            "average = np.sum(probs * ddropped, axis=-1, keepdims=True)")),
+    _fault("attention_dropout", DROPPED, "The average is taken with the mask twice.",
+           ("average = _split_heads(np.sum(dy * y, axis=-1, keepdims=True), G)",
+            "average = np.sum(dropped * dprobs, axis=-1, keepdims=True)")),
+    _fault("attention_dropout", DROPPED, "What was dropped gets no gradient at all.",
+           ("probs * (dprobs - average)", "probs * (dprobs - average) * (dropped != 0)")),
+    _fault("attention_dropout", DROPPED, "The mask of the batch's beginning, wherever q stands.",
+           ("(probs, *mask)", "(probs, *mask[:2])")),
+    _fault("attention_dropout", DROPPED, "1/√D is forgotten in dk.",
+           ("dk = scale * np", "dk = np")),
+    _fault("attention_dropout", DROPPED_FORWARD, "The mask works on the denominator as well.",
+           ("dropped, _ = dropout_forward(probs, rate, key, start)",
+            "dropped, _ = dropout_forward(probs, rate, key, start)\n"
+            "    dropped = dropped / (np.sum(dropped, axis=-1, keepdims=True) + 1e-30)")),
     # loss
     _fault("loss", LOSS, "The mean's 1/N is missing: Adam hides it, clipping doesn't.",
            ("dloss / N", "dloss")),
@@ -513,21 +543,23 @@ MUTANTS = (
            ("dx = meet(dx, dh)", "dx = dx")),
     _fault("block", BLOCK, "What went past the attention is lost.",
            ("return meet(dx, dh)", "return dh")),
-    _fault("block", MATRIX, "A gradient is put in the place of the buffer, and is lost.",
-           ("g[n] += d", "g[n] = d")),
-    _fault("block", MATRIX, "A gradient is assigned: of two batches, the last one counts.",
-           ("g[n] += d", "g[n][...] = d")),
+    _fault("block", INTO, "A gradient is put in the place of the buffer, and is lost.",
+           ("g += dw", "g = dw")),
+    _fault("block", INTO, "A gradient is assigned: of two batches, the last one counts.",
+           ("g += dw", "g[...] = dw")),
     _fault("block", MATRIX, "The biases get no gradient.",
-           ("g[n] += d", "g[n] += d * (d.ndim == 2)")),
+           ("g[bias] += db", "pass")),
     _fault("block", NORM, "The norm's bias gets no gradient.",
            ("g[n] += d", "g[n] += d * (n == name)")),
     _fault("block", BLOCK, "The gradient of one norm's gain is added to the other's.",
            ('g, "mlp_norm", config', 'g, "attn_norm", config')),
     _fault("block", BLOCK, "The two norms' caches are confused.",
            ('cache["attn_norm"]', 'cache.get("mlp_norm", cache["attn_norm"])')),
-    _fault("block", BLOCK, "Attention passes nothing down to queries, keys and values.",
-           ("rope_attention_backward(da,", "0.0 * rope_attention_backward(da,")),
-    _fault("block", BLOCK, "Keys and values are joined in the wrong order.",
+    _fault("block", ATTEND_BACKWARD, "Attention passes nothing down to queries, keys and values.",
+           ("return rope_attention_backward(", "return 0.0 * rope_attention_backward(")),
+    _fault("block", ATTEND_BACKWARD, "The queries that were turned by themselves stay turned.",
+           ('dq = rope_backward(dq, cache["rope"])', "dq = 1.0 * dq")),
+    _fault("block", ATTEND_BACKWARD, "Keys and values are joined in the wrong order.",
            ("join_qkv(dq, dk, dv)", "join_qkv(dq, dv, dk)")),
     _fault("block", BLOCK, "The MLP's norm is left out on the way down.",
            ('dh = norm_backward(dh, cache["mlp_norm"]', '_ = norm_backward(dh, cache["mlp_norm"]')),
@@ -535,11 +567,14 @@ MUTANTS = (
            ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
     # model
     _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head.",
-           ('grads["wte"] += dw.T', 'grads["wte"] += 0.0 * dw.T')),
-    _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head: `=`.",
-           ('grads["wte"] += embedding', 'grads["wte"][...] = embedding')),
+           ("head_of(grads, config)", 'head_of({**grads, "wte": 0.0 * grads["wte"]}, config)')),
+    _fault("model", "model:embedding_backward_into",
+           "The tied table loses the gradient of its use as a head: `=`.",
+           ("g += embedding", "g[...] = embedding")),
     _fault("model", BACKWARD, "The tied table loses the gradient of its use as an embedding.",
-           ('grads["wte"] += embedding', "embedding")),
+           ('cache["wte"], grads["wte"])', 'cache["wte"], 0.0 * grads["wte"])')),
+    _fault("model", MATRIX, "The head's bias gets no gradient.",
+           ("g[bias] += db", 'g[bias] += db * (name != "lm_head")')),
     _fault("model", BACKWARD, "The table of places gets no gradient.",
            ('grads["wpe"] += dwpe', "pass")),
     _fault("model", BACKWARD, "The table of places is asked after the tokens' table.",
@@ -565,12 +600,19 @@ MUTANTS = (
            ("*kept)", "*kept[:5])")),
     _follows("model", DROP, "Dropout goes on in evaluation: the classic.",
              ("if chance is None or config", "chance = chance or Chance(0, 0)\n    if config")),
-    _follows("model", DROP, "Every step draws the same masks.",
+    _follows("model", ATTEND, "Attention forgets in evaluation too.",
+             ("drops = chance is not None and config", "drops = config"),
+             ("draw(chance,", "draw(chance or Chance(0, 0),")),
+    _follows("model", ATTEND, "A thread's rows forget as if they were the batch's first.",
+             ("config.n_head * T * T", "0")),
+    _follows("model", ATTEND, "Attention's weights share the mask of a branch.",
+             ("draw(chance, 2,", "draw(chance, 1,")),
+    _follows("model", DRAW, "Every step draws the same masks.",
              ("chance.step, ", "")),
-    _follows("model", DROP, "Both branches of a block draw the same mask.",
+    _follows("model", DRAW, "Both branches of a block draw the same mask.",
              ("chance.layer, place)", "chance.layer)")),
-    _follows("model", DROP, "A thread's rows draw as if they were the batch's first.",
-             ("chance.row * (x.size // x.shape[0])", "0")),
+    _follows("model", DRAW, "A thread's rows draw as if they were the batch's first.",
+             ("chance.row * row_size", "0")),
     _follows("model", "model:forward", "All blocks draw the same masks.",
              ("chance._replace(layer=i + 1)", "chance")),
     _fault("model", STEP, "The scale is ignored where targets are smoothed.",
@@ -610,4 +652,14 @@ MUTANTS = (
              ("0.0 < max_norm < norm", "0.0 < max_norm")),
     _follows("optim", "optim:clip_gradient", "Each entry is cut off by itself: a new direction.",
              ("g[s] *= scale", "np.clip(g[s], -max_norm, max_norm, out=g[s])")),
+    _follows("optim", "loss_scale:unscale", "The gradient stays as large as the loss was made.",
+             ("1.0 / scale", "1.0")),
+    _follows("optim", SCALE, "A scale that is too large stays.",
+             ("self.scale / 2", "self.scale")),
+    _follows("optim", SCALE, "It falls without end, and a run that is lost goes on and on.",
+             ("max(LEAST, self.scale / 2)", "self.scale / 2")),
+    _follows("optim", SCALE, "Good steps from before an overflow are counted on.",
+             ("self.scale / 2)", "self.scale / 2), self.good_steps")),
+    _follows("optim", SCALE, "It grows with every good step after the first 2,000.",
+             ("LossScale(2 * self.scale)", "LossScale(2 * self.scale, self.good_steps)")),
 )  # fmt: skip

@@ -17,8 +17,8 @@ import numpy as np
 
 from gradcheck.cases import tiny, weights
 from gradcheck.numerical import flatten
-from npgpt import model, optim
-from npgpt.layers import attention, dropout, rope
+from npgpt import loss_scale, model, optim
+from npgpt.layers import attention, attention_dropout, dropout, rope
 
 # Checks of every row of the table.
 
@@ -134,7 +134,7 @@ def rope_continuation():
 
 
 def dropout_share():
-    """It drops the share that it is asked for, and what is left keeps the mean."""
+    """It drops the share that is asked for; what is left keeps the mean."""
     x = np.ones((100, 1000))
     for rate in (0.1, 0.5, 0.9):
         y, _ = dropout.dropout_forward(x, rate, dropout.dropout_key(7))
@@ -148,7 +148,7 @@ def dropout_share():
 
 
 def dropout_chance():
-    """Another seed, step or layer draws another mask; the same draw the same."""
+    """Another seed, step or layer draws another mask, the same the same."""
     x = np.ones(40_000)
     masks = [
         dropout.dropout_forward(x, 0.5, dropout.dropout_key(*numbers))[0] - 1.0
@@ -164,6 +164,47 @@ def dropout_chance():
         alike = abs(np.mean(masks[0][distance:] * masks[0][:-distance]))
         if alike > 5.0 / np.sqrt(x.size):
             return f"a mask correlates by {alike:.3f} with itself {distance} places on"
+
+
+def attention_dropout_layers():
+    """Softmax, dropout and average, one after the other, give the same."""
+    rng = np.random.default_rng(11)
+    B, T, H, G, D, key = 2, 5, 4, 2, 3, dropout.dropout_key(12)
+    q, k, v = (rng.standard_normal((B, T, heads, D)) for heads in (H, G, G))
+    y, _ = attention_dropout.dropped_attention_forward(q, k, v, 0.4, key)
+    # An average of unit vectors is the weights themselves.
+    unit = np.broadcast_to(np.eye(T)[None, :, None], (B, T, G, T))
+    wide = [np.concatenate([z, np.zeros((B, T, z.shape[2], T - D))], -1) for z in (q, k)]
+    weights, _ = attention.attention_forward(wide[0] * (T / D) ** 0.5, wide[1], unit)
+    weights, _ = dropout.dropout_forward(weights.swapaxes(1, 2), 0.4, key)  # (B, H, T, S)
+    by_hand = np.einsum("bhts,bshd->bthd", weights, np.repeat(v, H // G, axis=2))
+    if not np.allclose(y, by_hand, rtol=0, atol=1e-12):
+        return "it is not what softmax, dropout and the average give one after the other"
+    if not np.mean(weights == 0.0) > 0.5:
+        return "hardly anything was dropped"
+
+
+def attention_dropout_nothing():
+    """A rate of 0 is attention."""
+    rng = np.random.default_rng(13)
+    q, k, v = (rng.standard_normal((2, 4, 2, 3)) for _ in range(3))
+    y, _ = attention_dropout.dropped_attention_forward(q, k, v, 0.0, 14)
+    plain, _ = attention.attention_forward(q, k, v)
+    if not np.allclose(y, plain, rtol=0, atol=1e-14):
+        return "with nothing dropped, the average is another one"
+
+
+def attention_dropout_pieces():
+    """Rows that are taken alone get the weights that they get together."""
+    rng = np.random.default_rng(15)
+    q, k, v = (rng.standard_normal((6, 5, 2, 3)) for _ in range(3))
+    whole, _ = attention_dropout.dropped_attention_forward(q, k, v, 0.5, 9)
+    rows = slice(2, 5)
+    piece, _ = attention_dropout.dropped_attention_forward(
+        q[rows], k[rows], v[rows], 0.5, 9, start=2 * 2 * 5 * 5
+    )
+    if not np.allclose(piece, whole[rows], rtol=0, atol=1e-14):
+        return "rows 2 to 4 got other weights alone than among six"
 
 
 def dropout_pieces():
@@ -232,7 +273,7 @@ def _continuation(config):
 
 
 def model_recomputation():
-    """Blocks that are run again for their gradient give the same, bit for bit."""
+    """Blocks that run again for their gradient give the same bits."""
     for shape in (dict(dropout=0.3), dict(norm="layernorm", position="learned", mlp="relu")):
         grads = []
         for recompute in (False, True):
@@ -253,7 +294,17 @@ def _model(rng, config):
 
 def model_dropout():
     """Only training drops, and of each row what it would among others."""
-    rng, config = np.random.default_rng(8), tiny(dropout=0.5)
+    both = dict(dropout=0.5, attention_dropout=0.5)
+    for rates in (dict(dropout=0.5), dict(attention_dropout=0.5), both):
+        if reason := _dropout(tiny(**rates)):
+            return f"with {rates} {reason}"
+    for position in ("rope", "none"):
+        if reason := _shared_masks(tiny(**both, position=position)):
+            return reason
+
+
+def _dropout(config):
+    rng = np.random.default_rng(8)
     params = _model(rng, config)
     ids = np.broadcast_to(rng.integers(0, config.vocab_size, (1, 3)), (4, 3))
 
@@ -270,9 +321,14 @@ def model_dropout():
     for other in (model.Chance(1, 3), model.Chance(2, 2)):
         if np.array_equal(logits(other), whole):
             return "another step or seed drew the same masks"
-    _, cache = model.forward(params, ids, config, chance=model.Chance(1, 2))
-    branches = [cache[i][f"{name}_dropout"] for i in range(2) for name in ("attention", "mlp")]
-    keys = [key for _, key, _ in (cache["dropout"], *branches)]
+
+
+def _shared_masks(config):
+    params = _model(np.random.default_rng(10), config)
+    _, cache = model.forward(params, np.zeros((2, 3), int), config, chance=model.Chance(1, 2))
+    branches = [cache[i][f"{name}_dropout"] for i in range(2) for name in ("wo", "w_down")]
+    weights_of = [cache[i]["dropped_attention"] for i in range(2)]
+    keys = [key for *_, key, _ in (cache["dropout"], *branches, *weights_of)]
     if len(set(keys)) < len(keys):
         return "two places of the model share their masks"
 
@@ -353,6 +409,30 @@ def optim_clipping():
         return f"(3, −4) clipped to 0.5 became {g}"
 
 
+def optim_loss_scale():
+    """A scaled loss has, divided by S, the same gradient to the bit."""
+    rng, config, grads = np.random.default_rng(9), tiny(), []
+    params, ids = _model(rng, config), rng.integers(0, config.vocab_size, (2, 4))
+    for scale in (1.0, 2.0**16):
+        into = params.zeros_like()
+        model.loss_and_gradients(params, into, ids[:, ::-1], ids, config, scale / 3)
+        loss_scale.unscale(into.flat, scale)
+        grads.append(into.flat)
+    if not np.array_equal(*grads):
+        return "a gradient is another one, where the loss is 2¹⁶ times as large"
+
+
+def optim_skipping():
+    """What overflows halves S, and 2,000 good steps double it."""
+    now, scales = loss_scale.LossScale(4.0), []
+    for step in range(1, 7001):
+        now = now.after(step not in (1500, 3000, 3001, 3002, 7000))
+        scales.append(now.scale)
+    changes = {i + 1: s for i, s in enumerate(scales) if i == 0 or s != scales[i - 1]}
+    if changes != {1: 4.0, 1500: 2.0, 3000: 1.0, 5002: 2.0, 7000: 1.0}:
+        return f"from 4, with overflow at steps 1,500, 3,000 and two more, 7,000: {changes}"
+
+
 @dataclass(frozen=True)
 class Property:
     """One check of one layer: run() returns None, or a sentence that says what is wrong."""
@@ -373,6 +453,9 @@ PROPERTIES = (
     Property("dropout", "share", dropout_share),
     Property("dropout", "chance", dropout_chance),
     Property("dropout", "pieces", dropout_pieces),
+    Property("attention_dropout", "layers", attention_dropout_layers),
+    Property("attention_dropout", "nothing", attention_dropout_nothing),
+    Property("attention_dropout", "pieces", attention_dropout_pieces),
     Property("model", "dropout", model_dropout),
     Property("model", "recomputation", model_recomputation),
     Property("model", "causality", model_causality),
@@ -382,4 +465,6 @@ PROPERTIES = (
     Property("optim", "decay", optim_decay),
     Property("optim", "first steps", optim_first_steps),
     Property("optim", "clipping", optim_clipping),
+    Property("optim", "loss scale", optim_loss_scale),
+    Property("optim", "skipping", optim_skipping),
 )

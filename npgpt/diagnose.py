@@ -56,7 +56,8 @@ def _as_backward_goes(config, grads):
     blocks = [f"blocks.{i}." for i in reversed(range(config.n_layer))]
     parts = ("w_down", "b_down", config.w_up, "b" + config.w_up[1:], "mlp_norm", "mlp_norm_bias",
              "wo", "bo", "wqkv", "bqkv", "attn_norm", "attn_norm_bias")  # fmt: skip
-    order = ["lm_head", "norm", "norm_bias", *(b + p for b in blocks for p in parts), "wpe", "wte"]
+    order = ["lm_head", "lm_head_bias", "norm", "norm_bias"]
+    order += [*(b + p for b in blocks for p in parts), "wpe", "wte"]
     return [name for name in order if name in grads]
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,27 @@ def read_run(name):
     checkpoint = load_run(run_dir, groups=("model",))
     config = GPTConfig(**checkpoint.state["config"])
     tok = load_tokenizer(checkpoint.path / "tokenizer")
-    return Model(run_dir, checkpoint, config, restored_parameters(checkpoint), tok)
+    config, params = without_padding(config, restored_parameters(checkpoint))
+    return Model(run_dir, checkpoint, config, params, tok)
+
+
+def without_padding(config, params):
+    """The same model without what stands for no token: nobody else knows not to draw it.
+
+    Args:    config; params on the host.
+    Returns: config, params.
+    """
+    import numpy as np
+
+    from npgpt.model import Parameters, count_parameters
+
+    if not config.padding:
+        return config, params
+    smaller = replace(config, vocab_size=config.num_tokens, padding=0)
+    cut = Parameters(smaller, np.empty(count_parameters(smaller), params.flat.dtype))
+    for name, w in cut.items():
+        w[...] = params[name][tuple(map(slice, w.shape))]
+    return smaller, cut
 
 
 def write_hf(folder, out, model, dtype):

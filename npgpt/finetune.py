@@ -18,8 +18,9 @@ from npgpt.tokenizer import load_tokenizer
 
 # What the model decides, by the names of train.py's settings.
 DECIDED = (
-    "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "tie", "norm", "position", "mlp",
-    "bias", "vocab_size", "tokenizer", "tokenizer_from",
+    "init", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "tie", "norm", "position",
+    "mlp", "bias", "qkv_bias", "head_bias", "vocab_size", "pad_vocab_to", "tokenizer",
+    "tokenizer_from",
 )  # fmt: skip
 
 

@@ -47,6 +47,8 @@ from npgpt.layers import (
     dropout_backward,
     dropout_forward,
     dropout_key,
+    dropped_attention_backward,
+    dropped_attention_forward,
     embedding_backward,
     embedding_forward,
     gelu_backward,
@@ -65,6 +67,7 @@ from npgpt.layers import (
     rmsnorm_forward,
     rope_attention_backward,
     rope_attention_forward,
+    rope_backward,
     rope_forward,
     rope_table,
     smooth_cross_entropy_backward,
@@ -110,19 +113,25 @@ MLPS = {  # what bends between the two matrices; "none" is a block of attention 
 }
 
 
+PLACES = 3  # of a block's masks: the two branches, and attention's weights
+
+
 class Chance(NamedTuple):
-    """What is left to chance in one step of training: which channels dropout drops.
+    """What is left to chance in one step of training: what dropout drops.
 
     Whoever has none to give, as in evaluation and sampling, drops nothing.
 
     Attributes: seed; step; row, the place of ids' first row in the step's whole batch; layer,
-                filled in by forward: 0 for the embedding, 1 … L for the blocks.
+                filled in by forward: 0 for the embedding, 1 … L for the blocks; keys, None, or
+                what mask_keys makes of these, in a GPU's memory: there a step that was recorded
+                once, numbers and all, finds the keys of each new step.
     """
 
     seed: int
     step: int
     row: int = 0
     layer: int = 0
+    keys: object = None
 
 
 def forward(params, ids, config, past=None, chance=None):
@@ -156,8 +165,8 @@ def forward(params, ids, config, past=None, chance=None):
         x, kept = block_forward(*block)  # (B, T, C)
         cache[i] = block if config.recompute else kept
     x, cache["norm"] = norm_forward(x, params, "norm", config)  # (B, T, C)
-    lm_head = params["wte"].T if config.tie else params["lm_head"]  # (C, V)
-    logits, cache["lm_head"] = linear_forward(x, lm_head)  # (B, T, V)
+    head = head_of(params, config)
+    logits, cache["lm_head"] = matrix_forward(x, head, "lm_head")  # (B, T, V)
     return logits, cache
 
 
@@ -168,12 +177,9 @@ def backward(dlogits, cache, grads, config):
              are added to; config.
     Returns: nothing: tokens have no gradient.
     """
-    # forward: logits = x @ lm_head
-    dx, dw = linear_backward(dlogits, cache["lm_head"])  # (B, T, C)
-    if config.tie:
-        grads["wte"] += dw.T  # the table's first use, read upwards
-    else:
-        grads["lm_head"] += dw
+    # forward: logits = x @ lm_head, and + lm_head_bias
+    dhead = head_of(grads, config)  # if it is tied, the table's first use, read upwards
+    dx = matrix_backward(dlogits, cache["lm_head"], dhead, "lm_head")  # (B, T, C)
     # forward: x = norm(x)
     dx = norm_backward(dx, cache["norm"], grads, "norm", config)  # (B, T, C)
     # forward: x = block(x), L times
@@ -184,7 +190,7 @@ def backward(dlogits, cache, grads, config):
     if config.position == "learned":
         dx, dwpe = position_backward(dx, cache["wpe"])  # (B, T, C)
         grads["wpe"] += dwpe
-    grads["wte"] += embedding_backward(dx, cache["wte"])  # and its second use: they add
+    embedding_backward_into(dx, cache["wte"], grads["wte"])  # and its second use: they add
 
 
 def recall(kept, config):
@@ -213,18 +219,10 @@ def block_forward(x, p, rope, config, extend=None, chance=None):
     cache = {}
     h, cache["attn_norm"] = norm_forward(x, p, "attn_norm", config)  # (B, T, C)
     qkv, cache["wqkv"] = matrix_forward(h, p, "wqkv")  # (B, T, (H + 2G)·D)
-    if config.position == "rope" and extend is None:
-        a, cache["attention"] = rope_attention_forward(qkv, *rope, config.n_head)  # (B, T, H, D)
-    else:
-        q, k, v = split_qkv(qkv, config)  # (B, T, H, D), (B, T, G, D) twice
-        if config.position == "rope":  # the memory keeps keys that are turned already
-            q, _ = rope_forward(q, *rope)  # (B, T, H, D)
-            k, _ = rope_forward(k, *rope)  # (B, T, G, D)
-        if extend is not None:
-            k, v = extend(k, v)  # (B, S, G, D): what the earlier tokens left for this one
-        a, cache["attention"] = attention_forward(q, k, v)  # (B, T, H, D)
+    a, kept = attend_forward(qkv, rope, config, extend, chance)  # (B, T, H, D)
+    cache |= kept
     h, cache["wo"] = matrix_forward(a.reshape(*x.shape[:2], -1), p, "wo")  # (B, T, C)
-    h, cache["attention_dropout"] = drop_forward(h, 0, config, chance)  # (B, T, C)
+    h, cache["wo_dropout"] = drop_forward(h, 0, config, chance)  # (B, T, C)
     x = meet(x, h)  # (B, T, C)
     if config.mlp != "none":
         mlp_forward, _ = MLPS[config.mlp]
@@ -232,7 +230,7 @@ def block_forward(x, p, rope, config, extend=None, chance=None):
         h, cache["w_up"] = matrix_forward(h, p, config.w_up)  # (B, T, F), with gates 2F
         h, cache["mlp"] = mlp_forward(h)  # (B, T, F)
         h, cache["w_down"] = matrix_forward(h, p, "w_down")  # (B, T, C)
-        h, cache["mlp_dropout"] = drop_forward(h, 1, config, chance)  # (B, T, C)
+        h, cache["w_down_dropout"] = drop_forward(h, 1, config, chance)  # (B, T, C)
         x = meet(x, h)  # (B, T, C)
     return x, cache
 
@@ -247,24 +245,66 @@ def block_backward(dx, cache, g, config):
     # forward: x = x + dropout(w_down(mlp(w_up(mlp_norm(x)))))
     if config.mlp != "none":
         _, mlp_backward = MLPS[config.mlp]
-        dh = drop_backward(dx, cache["mlp_dropout"])  # (B, T, C)
+        dh = drop_backward(dx, cache["w_down_dropout"])  # (B, T, C)
         dh = matrix_backward(dh, cache["w_down"], g, "w_down")  # (B, T, F)
         dh = mlp_backward(dh, cache["mlp"])  # (B, T, F), with gates 2F
         dh = matrix_backward(dh, cache["w_up"], g, config.w_up)  # (B, T, C)
         dh = norm_backward(dh, cache["mlp_norm"], g, "mlp_norm", config)  # (B, T, C)
         dx = meet(dx, dh)  # (B, T, C): past the branch, and through it
     # forward: x = x + dropout(wo(attention(rope(q), rope(k), v))), q, k, v = wqkv(attn_norm(x))
-    dh = drop_backward(dx, cache["attention_dropout"])  # (B, T, C)
+    dh = drop_backward(dx, cache["wo_dropout"])  # (B, T, C)
     da = matrix_backward(dh, cache["wo"], g, "wo")  # (B, T, H·D)
     da = da.reshape(*dx.shape[:2], config.n_head, config.head_dim)  # (B, T, H, D)
-    if config.position == "rope":
-        dqkv = rope_attention_backward(da, cache["attention"])  # (B, T, (H + 2G)·D)
-    else:
-        dq, dk, dv = attention_backward(da, cache["attention"])  # (B, T, H or G, D) each
-        dqkv = join_qkv(dq, dk, dv)  # (B, T, (H + 2G)·D)
+    dqkv = attend_backward(da, cache)  # (B, T, (H + 2G)·D)
     dh = matrix_backward(dqkv, cache["wqkv"], g, "wqkv")  # (B, T, C)
     dh = norm_backward(dh, cache["attn_norm"], g, "attn_norm", config)  # (B, T, C)
     return meet(dx, dh)  # (B, T, C)
+
+
+def attend_forward(qkv, rope, config, extend=None, chance=None):
+    """Attention over the heads of qkv: one of three layers, with RoPE in it or before it.
+
+    Args:    qkv (B, T, (H + 2G)·D); rope, config, extend and chance, as for block_forward.
+    Returns: y (B, T, H, D); cache, a dict by layer name.
+    """
+    drops = chance is not None and config.attention_dropout > 0.0
+    if config.position == "rope" and extend is None and not drops:
+        y, kept = rope_attention_forward(qkv, *rope, config.n_head)  # (B, T, H, D)
+        return y, {"rope_attention": kept}
+    cache = {}
+    q, k, v = split_qkv(qkv, config)  # (B, T, H, D), (B, T, G, D) twice
+    if config.position == "rope":  # the memory keeps keys that are turned already
+        q, cache["rope"] = rope_forward(q, *rope)  # (B, T, H, D)
+        k, _ = rope_forward(k, *rope)  # (B, T, G, D)
+    if extend is not None:
+        k, v = extend(k, v)  # (B, S, G, D): what the earlier tokens left for this one
+    if drops:
+        T = q.shape[1]
+        mask = draw(chance, 2, config.n_head * T * T)
+        y, cache["dropped_attention"] = dropped_attention_forward(
+            q, k, v, config.attention_dropout, *mask
+        )  # (B, T, H, D)
+    else:
+        y, cache["attention"] = attention_forward(q, k, v)  # (B, T, H, D)
+    return y, cache
+
+
+def attend_backward(dy, cache):
+    """Undo attend_forward.
+
+    Args:    dy (B, T, H, D) = ∂L/∂y; cache, the block's, in which attend_forward's is a part.
+    Returns: dqkv (B, T, (H + 2G)·D).
+    """
+    if "rope_attention" in cache:
+        return rope_attention_backward(dy, cache["rope_attention"])
+    if "dropped_attention" in cache:
+        dq, dk, dv = dropped_attention_backward(dy, cache["dropped_attention"])
+    else:
+        dq, dk, dv = attention_backward(dy, cache["attention"])  # (B, T, H or G, D) each
+    if "rope" in cache:
+        dq = rope_backward(dq, cache["rope"])  # (B, T, H, D)
+        dk = rope_backward(dk, cache["rope"])  # (B, T, G, D)
+    return join_qkv(dq, dk, dv)  # (B, T, (H + 2G)·D)
 
 
 def norm_forward(x, p, name, config):
@@ -284,6 +324,11 @@ def norm_backward(dy, cache, g, name, config):
     return dx
 
 
+def head_of(p, config):
+    """The parameters, or gradients, with lm_head (C, V) among them: a tied one is wte, turned."""
+    return {**p, "lm_head": p["wte"].T} if config.tie else p
+
+
 def matrix_forward(x, p, name):
     """Multiply x by the matrix p[name], and add its bias if it has one."""
     bias = bias_of(name)
@@ -292,10 +337,12 @@ def matrix_forward(x, p, name):
 
 def matrix_backward(dy, cache, g, name):
     """Undo matrix_forward, add the gradients of matrix and bias to g, and return dx."""
-    backward = affine_backward if bias_of(name) in g else linear_backward
-    dx, *dlearned = backward(dy, cache)
-    for n, d in zip((name, bias_of(name)), dlearned):
-        g[n] += d
+    bias = bias_of(name)
+    if bias not in g:
+        return linear_backward_into(dy, cache, g[name])
+    dx, dw, db = affine_backward(dy, cache)
+    g[name] += dw
+    g[bias] += db
     return dx
 
 
@@ -303,14 +350,49 @@ def drop_forward(x, place, config, chance):
     """Drop a share of x, if there is a chance; place tells a layer's masks apart."""
     if chance is None or config.dropout == 0.0:
         return x, None
-    key = dropout_key(chance.seed, chance.step, chance.layer, place)
-    start = chance.row * (x.size // x.shape[0])
-    return dropout_forward(x, config.dropout, key, start)
+    return dropout_forward(x, config.dropout, *draw(chance, place, x.size // x.shape[0]))
 
 
 def drop_backward(dy, cache):
     """Undo drop_forward."""
     return dy if cache is None else dropout_backward(dy, cache)
+
+
+def draw(chance, place, row_size):
+    """The key of a mask, and where in it these rows begin, each of row_size numbers."""
+    if chance.keys is None:
+        key = dropout_key(chance.seed, chance.step, chance.layer, place)
+    else:
+        key = chance.keys[chance.layer, place : place + 1]  # (1,)
+    return key, chance.row * row_size
+
+
+def mask_keys(chance, config):
+    """The keys of all masks of a step, (L + 1, PLACES) uint64."""
+    layers = [chance._replace(layer=layer) for layer in range(config.n_layer + 1)]
+    keys = [[draw(of_layer, place, 0)[0] for place in range(PLACES)] for of_layer in layers]
+    return np.array(keys, np.uint64)
+
+
+@fused
+def linear_backward_into(dy, cache, g):
+    """linear_backward, and the sum that its dw goes into: a kernel adds where it multiplies.
+
+    Args:    dy (B, T, N); cache of linear_forward; g (C, N), the gradient of w so far, added to.
+    Returns: dx (B, T, C).
+    """
+    dx, dw = linear_backward(dy, cache)  # (B, T, C), (C, N)
+    g += dw  # (C, N)
+    return dx
+
+
+@fused
+def embedding_backward_into(dx, cache, g):
+    """embedding_backward, and the sum that its dw goes into: a kernel adds the rows that are met.
+
+    Args:    dx (B, T, C); cache of embedding_forward; g (V, C), the table's gradient so far.
+    """
+    g += embedding_backward(dx, cache)  # (V, C)
 
 
 @fused
@@ -335,13 +417,16 @@ def join_qkv(q, k, v):
 
 
 @fused
-def loss_and_dlogits(logits, targets, scale):
+def loss_and_dlogits(logits, targets, scale, smoothing=0.0):
     """The loss and the gradient of its logits, as nothing stands between forward and backward.
 
     Args:    logits (B, T, V), given away: a kernel may write dlogits over them, for there is no
-             larger tensor; targets (B, T) int; scale, a Python float.
+             larger tensor; targets (B, T) int; scale, a number; smoothing of the targets.
     Returns: loss, a scalar, not scaled; dlogits (B, T, V), the gradient of scale · loss.
     """
+    if smoothing:
+        loss, cache = smooth_cross_entropy_forward(logits, targets, smoothing)  # ()
+        return loss, smooth_cross_entropy_backward(scale, cache)  # (B, T, V)
     loss, cache = cross_entropy_forward(logits, targets)  # ()
     return loss, cross_entropy_backward(scale, cache)  # (B, T, V)
 
@@ -352,17 +437,13 @@ def loss_and_gradients(
     """Run forward and backward once: the part of a training step that knows the model.
 
     Args:    params; grads, Parameters that the gradients of scale · loss are added to;
-             ids, targets (B, T) int; config; scale, 1/k when k batches are accumulated;
+             ids, targets (B, T) int; config; scale, 1/k when k batches are accumulated, a
+             Python float, or on a GPU an array () float32;
              chance, None for no dropout; smoothing of the targets, 0 for none.
     Returns: loss, a scalar, not scaled.
     """
     logits, cache = forward(params, ids, config, chance=chance)  # (B, T, V)
-    if smoothing:
-        loss, loss_cache = smooth_cross_entropy_forward(logits, targets, smoothing)  # ()
-        dlogits = smooth_cross_entropy_backward(scale, loss_cache)  # (B, T, V)
-        del loss_cache
-    else:
-        loss, dlogits = loss_and_dlogits(logits, targets, scale)  # (), (B, T, V)
+    loss, dlogits = loss_and_dlogits(logits, targets, scale, smoothing)  # (), (B, T, V)
     del logits  # the widest tensor of all: its memory serves what comes now
     backward(dlogits, cache, grads, config)
     return loss

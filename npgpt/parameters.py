@@ -16,6 +16,7 @@ from npgpt.errors import UserError
 NORM_NAMES = ("rmsnorm", "layernorm")
 POSITIONS = ("rope", "learned", "none")
 MLP_NAMES = ("swiglu", "gelu", "gelu_tanh", "relu", "none")
+INITS = ("npgpt", "gpt2")  # how the first weights are drawn: see init_parameters
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class GPTConfig:
     rope_stretched: float = 0.0  # 0 for both: all alike
     norm_eps: float = 1e-5  # in the units of the stream, squared
     tie: bool = True  # one table for wte and lm_head
+    padding: int = 0  # rows of it, the last of V, that stand for no token: a round V is faster
     norm: str = "rmsnorm"  # one of NORM_NAMES
     position: str = "rope"  # one of POSITIONS
     mlp: str = "swiglu"  # one of MLP_NAMES
     bias: bool = False  # whether the blocks' matrices, and layernorm, have biases
+    qkv_bias: bool = True  # and whether queries, keys and values are among them
+    head_bias: bool = False  # whether the output has one
     dropout: float = 0.0  # share of channels dropped in training: see model.Chance
+    attention_dropout: float = 0.0  # share of attention's weights dropped in training
     recompute: bool = False  # whether backward makes each block's cache again: see model.recall
 
     def __post_init__(self):
@@ -50,6 +55,11 @@ class GPTConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but it must be at least 1")
+        if not 0 <= self.padding < self.vocab_size:
+            raise UserError(
+                f"padding is {self.padding}, but it must be 0 or more, and less than vocab_size "
+                f"{self.vocab_size}"
+            )
         for name, known in (("norm", NORM_NAMES), ("position", POSITIONS), ("mlp", MLP_NAMES)):
             if getattr(self, name) not in known:
                 raise UserError(
@@ -67,8 +77,11 @@ class GPTConfig:
                 f"n_kv_head {self.n_kv_head} must divide n_head {self.n_head}: "
                 "each key/value head serves the same number of query heads"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout is {self.dropout}, but it must be 0 or more, and less than 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, but it must be 0 or more, and less than 1"
+                )
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, but it must be above 0")
@@ -87,6 +100,16 @@ class GPTConfig:
         if self.rope_factor == 1.0:
             return None
         return self.rope_factor, self.rope_kept, self.rope_stretched
+
+    @property
+    def num_tokens(self):
+        """How many tokens there are: the vocabulary without its padding."""
+        return self.vocab_size - self.padding
+
+    @property
+    def drops(self):
+        """Whether a step of training leaves something to chance."""
+        return self.dropout > 0.0 or self.attention_dropout > 0.0
 
     @property
     def head_dim(self):
@@ -112,6 +135,8 @@ def parameter_shapes(config):
         matrices |= {config.w_up: (C, 2 * F if config.mlp == "swiglu" else F), "w_down": (F, C)}
         norms |= {"mlp_norm": (C,)}
     biases = {bias_of(name): shape[1:] for name, shape in matrices.items() if config.bias}
+    if not config.qkv_bias:
+        biases.pop("bqkv", None)
     if config.bias and config.norm == "layernorm":
         biases |= {bias_of(name): shape for name, shape in norms.items()}
     decayed, free = {"wte": (V, C)}, {}
@@ -125,12 +150,14 @@ def parameter_shapes(config):
         free["norm_bias"] = (C,)
     if not config.tie:
         decayed["lm_head"] = (C, V)
+    if config.head_bias:
+        free["lm_head_bias"] = (V,)
     return decayed, free
 
 
 def bias_of(name):
     """The name of the bias that belongs to a matrix or a gain: wqkv → bqkv, norm → norm_bias."""
-    return f"{name}_bias" if name.endswith("norm") else "b" + name[1:]
+    return "b" + name[1:] if name.startswith("w") else f"{name}_bias"
 
 
 def count_parameters(config):
@@ -173,7 +200,7 @@ class Parameters(dict):
         return Parameters(self.config, np.zeros_like(self.flat))
 
 
-def init_parameters(config, seed, dtype=np.float32):
+def init_parameters(config, seed, dtype=np.float32, init="npgpt"):
     """Draw the weights at the start of training.
 
     Gains are 1, biases 0. Matrices are normal with standard deviation 1/(2√C), so that a
@@ -191,13 +218,18 @@ def init_parameters(config, seed, dtype=np.float32):
     the token that the stream began as, or the head will see itself, and say that token again.
     wpe is drawn like wte: a token's place and its name are worth the same until one has learned.
 
-    Args:    config; seed, an int; dtype of the flat buffer.
+    With init="gpt2" all is drawn at 0.02, and wo and w_down smaller, as here: so most programs
+    begin a GPT-2.
+
+    Args:    config; seed, an int; dtype of the flat buffer; init, one of INITS.
     Returns: Parameters, on the host.
     """
     params = Parameters(config, np.zeros(count_parameters(config), dtype))
     rng = np.random.default_rng([seed, 0])
     usual = config.n_embd**-0.5 if config.tie else 0.5 * config.n_embd**-0.5
     untied = {} if config.tie else {"wte": 0.5, "wpe": 0.5, "lm_head": 0.02}
+    if init == "gpt2":
+        usual, untied = 0.02, {}
     for name, w in params.items():
         if w.ndim == 1:
             w[...] = 1.0 if name.endswith("norm") else 0.0

@@ -39,7 +39,8 @@ def row_bytes(config, size=4):
     # What block_forward keeps, a token: of the MLP its hidden channels before and after the bend,
     # and with swiglu their gates; of a ReLU what comes after it only.
     hidden = {"swiglu": 3 * F, "relu": F, "none": 0}.get(config.mlp, 2 * F)
-    block = 6 * C + 2 * kv + hidden
+    turned = C + kv if config.attention_dropout and config.position == "rope" else 0
+    block = 6 * C + 2 * kv + hidden + turned
     blocks = config.n_layer * C + block if config.recompute else config.n_layer * block
     cached = blocks + 2 * C
     logits = 3 * V  # the logits, their softmax, and one temporary

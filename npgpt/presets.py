@@ -3,7 +3,7 @@
 A preset names only what differs from the defaults of `train.Settings`.
 """
 
-LAYERNORM = dict(norm="layernorm", position="learned")  # what GPT-2 has, and Llama has not
+GPT2 = dict(norm="layernorm", position="learned", init="gpt2")  # what GPT-2 has, and Llama has not
 
 PRESETS = {
     # A grammar's little stories, learned in three minutes on two cores: the defaults.
@@ -34,29 +34,30 @@ PRESETS = {
     # A play by its letters: the last model of Karpathy's lecture, "Let's build GPT".
     "shakespeare-char": dict(
         data="shakespeare", valid_fraction=0.1, tokenizer="char", block_size=256, n_layer=6,
-        n_head=6, n_embd=384, n_hidden=1536, **LAYERNORM, mlp="relu", bias=True, dropout=0.2,
-        batch_size=64, steps=5_000, lr=3e-4, min_lr=3e-4, warmup_steps=0, beta2=0.999,
-        weight_decay=0.01, clip=0.0, eval_every=500, eval_tokens=200_000, sample_every=1_000,
-        sample_tokens=500, save_every=500,
+        n_head=6, n_embd=384, n_hidden=1536, **GPT2, mlp="relu", bias=True, qkv_bias=False,
+        head_bias=True, dropout=0.2, attention_dropout=0.2, batch_size=64, steps=5_000, lr=3e-4,
+        min_lr=3e-4, warmup_steps=0, beta2=0.999, weight_decay=0.01, clip=0.0, eval_every=500,
+        eval_tokens=200_000, sample_every=1_000, sample_tokens=500, save_every=500,
     ),
     # 16 million parameters, of which 12.9 are the table: small, smoothed, and restarted.
     "small-gpt": dict(
-        data=None, vocab_size=50_304, block_size=128, n_layer=4, n_head=4, n_embd=256,
-        n_hidden=1024, **LAYERNORM, mlp="gelu", bias=True, dropout=0.1, tie=True,
-        label_smoothing=0.1, batch_size=32, accumulate=32, steps=15_000, lr=1e-4, min_lr=1e-5,
-        warmup_steps=1_000, restart_steps=2_000, restart_growth=2, eval_every=500, save_every=500,
+        data=None, vocab_size=50_304, pad_vocab_to=64, block_size=128, n_layer=4, n_head=4,
+        n_embd=256, n_hidden=1024, **GPT2, mlp="gelu", bias=True, dropout=0.1,
+        attention_dropout=0.1, tie=True, label_smoothing=0.1, batch_size=32, accumulate=32,
+        steps=15_000, lr=1e-4, min_lr=1e-5, warmup_steps=1_000, restart_steps=2_000,
+        restart_growth=2, eval_every=500, save_every=500,
     ),
     # GPT-2's parts in a model that a laptop trains: tokens of GPT-2 from a train.bin.
     "nanogpt": dict(
         data=None, vocab_size=50_257, block_size=1024, n_layer=6, n_head=4, n_embd=256,
-        n_hidden=1024, **LAYERNORM, mlp="gelu", tie=True, batch_size=4, accumulate=8,
+        n_hidden=1024, **GPT2, mlp="gelu", tie=True, batch_size=4, accumulate=8,
         steps=10_000, lr=6e-4, min_lr=6e-5, warmup_steps=200, eval_every=250, save_every=250,
         auto_resume=True,
     ),
     # GPT-2 itself, the smallest of the four: 124.4 million parameters.
     "gpt2-124m": dict(
         data=None, vocab_size=50_257, block_size=1024, n_layer=12, n_head=12, n_embd=768,
-        n_hidden=3072, **LAYERNORM, mlp="gelu_tanh", bias=True, tie=True, batch_size=8,
+        n_hidden=3072, **GPT2, mlp="gelu_tanh", bias=True, tie=True, batch_size=8,
         accumulate=60, steps=600_000, lr=6e-4, min_lr=6e-5, warmup_steps=2_000, eval_every=1_000,
         save_every=1_000,
     ),

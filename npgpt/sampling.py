@@ -196,9 +196,8 @@ def make_decoder(params, config, dtype="float32", threads=None):
 
         return GraphDecoder(params, config, Runtime())
     # The one composition that is compiled; all others are read by the text.
-    known = (config.norm, config.position, config.mlp, config.bias) == (
-        "rmsnorm", "rope", "swiglu", False,
-    )  # fmt: skip
+    known = (config.norm, config.position, config.mlp) == ("rmsnorm", "rope", "swiglu")
+    known = known and not (config.bias or config.head_bias)
     if known and isinstance(norm, np.ndarray) and norm.dtype == np.float32 and kernels_enabled():
         from npgpt.backend.cpu.decode import CompiledDecoder
 
@@ -229,7 +228,7 @@ def _rounded_on_gpu(params, config, dtype):
     from npgpt.backend.cuda.rounding import LEAST_CAPABILITY, without_kernels
 
     lacking = without_kernels(config)
-    if capability() < LEAST_CAPABILITY:
+    if capability() < LEAST_CAPABILITY["bf16"]:
         lacking = ["GPUs of compute capability below 8.0"]
     if lacking:
         raise UserError(f"there are no bf16 kernels for {', '.join(lacking)}: leave out --dtype")
@@ -276,7 +275,7 @@ def generate(
         if cache.length + new.shape[1] > config.block_size:
             new = context[:, -max(1, config.block_size // 2) :]  # read again, as a fresh text
             cache.length = 0
-        rows = decoder.read(new, cache)  # (B, V)
+        rows = decoder.read(new, cache)[:, : config.num_tokens]  # (B, V), but for the padding
         if not np.all(np.isfinite(rows)):
             raise UserError(
                 "the model's scores are not finite numbers, so its training has gone wrong: "

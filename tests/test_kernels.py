@@ -19,6 +19,7 @@ from gradcheck.cases import (
     CASES,
     cases_of,
     channels,
+    forgetful,
     gates,
     guesses,
     heads,
@@ -27,9 +28,10 @@ from gradcheck.cases import (
     rows,
     tied,
     turned,
+    turned_heads,
 )
 from gradcheck.numerical import flatten
-from npgpt import optim
+from npgpt import model, optim
 from npgpt.backend.fused import find_kernel, fused
 from npgpt.layers import (
     attention_backward,
@@ -38,6 +40,8 @@ from npgpt.layers import (
     cross_entropy_forward,
     dropout_backward,
     dropout_forward,
+    dropped_attention_backward,
+    dropped_attention_forward,
     embedding_backward,
     gelu_backward,
     gelu_forward,
@@ -51,6 +55,8 @@ from npgpt.layers import (
     relu_forward,
     rmsnorm_backward,
     rmsnorm_forward,
+    rope_attention_backward,
+    rope_attention_forward,
     rope_backward,
     rope_forward,
     swiglu_backward,
@@ -74,6 +80,8 @@ def row(layer, name, make):
 
 
 MORE = (
+    *(row("rope_attention", f"T {T}, H {H}, G {G}, D {D}", turned_heads(2, T, H, G, D))
+      for T, H, G, D in [(4, 2, 2, 2), (33, 4, 2, 6), (130, 3, 1, 64)]),
     *(row("attention", f"T {T}, D {D}", heads(2, T, 2, D))
       for T, D in [(2, 2), (3, 6), (4, 2), (5, 6), (31, 96), (32, 64), (33, 128), (65, 24)]),
     row("attention", "T 200, more than a block of keys", heads(1, 200, 2, 32)),
@@ -82,6 +90,13 @@ MORE = (
     row("attention", "T 7 of S 8, 4 heads share 1", heads(3, 7, 4, 10, G=1, S=8)),
     row("attention", "T 1 of S 300", heads(2, 1, 4, 16, G=2, S=300)),
     row("attention", "T 140, large scores", heads(1, 140, 1, 16, scale=4.0)),
+    *(row("attention_dropout", f"T {T}, D {D}", forgetful(heads(2, T, 2, D), 0.3, start=12345))
+      for T, D in [(2, 2), (4, 2), (5, 6), (33, 128), (65, 24)]),
+    row("attention_dropout", "T 200, more than a block of keys",
+        forgetful(heads(1, 200, 2, 32), 0.2)),
+    row("attention_dropout", "T 40 of S 300, 6 heads share 3",
+        forgetful(heads(2, 40, 6, 16, G=3, S=300), 0.5, start=2**40)),
+    row("attention_dropout", "T 70, nearly all is dropped", forgetful(heads(1, 70, 2, 8), 0.97)),
     row("linear", "33 rows, one channel in", normal(x=(3, 11, 1), w=(1, 5))),
     row("linear", "odd everything", normal(x=(1, 67, 45), w=(45, 83))),
     row("linear", "whole tiles", normal(x=(2, 32, 64), w=(64, 64))),
@@ -111,11 +126,13 @@ FUSED_CASES = [
 WHOLE_CASES = [case for case in CASES if case.layer in ("block", "model")]
 FUNCTIONS = (
     attention_forward, attention_backward, cross_entropy_forward, cross_entropy_backward,
-    dropout_forward, dropout_backward, gelu_forward, gelu_backward, gelu_tanh_forward,
-    gelu_tanh_backward, layernorm_forward, layernorm_backward, relu_forward, relu_backward,
+    dropout_forward, dropout_backward, dropped_attention_forward, dropped_attention_backward,
+    gelu_forward, gelu_backward, gelu_tanh_forward, gelu_tanh_backward, layernorm_forward,
+    layernorm_backward, relu_forward, relu_backward,
     embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
     rope_forward, rope_backward, swiglu_forward, swiglu_backward,
-    optim.adamw_update, optim.sum_of_squares,
+    rope_attention_forward, rope_attention_backward, model.embedding_backward_into,
+    model.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
 )  # fmt: skip
 
 
@@ -173,8 +190,10 @@ def errors(case, forward, backward, text_forward, text_backward):
 def refused(case):
     """Rows that a kernel leaves to the text on purpose: they are too small to be worth it."""
     inputs = case.inputs()
-    if case.layer == "attention":
+    if case.layer in ("attention", "attention_dropout"):
         return inputs["q"].shape[1] < LEAST_QUERIES
+    if case.layer == "rope_attention":
+        return inputs["qkv"].shape[1] < LEAST_QUERIES
     return case.layer == "linear" and inputs["x"].size < LEAST_ROWS * inputs["x"].shape[-1]
 
 
@@ -232,6 +251,8 @@ FAULTS = {
     "rope odd": (rope_forward, array(1, 3, 2, 5), array(3, 2), array(3, 2)),
     "keys": (attention_forward, array(1, 5, 2, 4), array(1, 5, 2, 3), array(1, 5, 2, 3)),
     "heads": (attention_forward, array(1, 5, 4, 4), array(1, 5, 3, 4), array(1, 5, 3, 4)),
+    "a rate of 1": (dropped_attention_forward, *[array(1, 5, 2, 4)] * 3, 1.0, 5),
+    "dropped": (dropped_attention_forward, *[array(1, 5, 2, 4)] * 2, array(1, 6, 2, 4), 0.5, 5),
     "too few keys": (attention_forward, array(1, 5, 2, 4), array(1, 4, 2, 4), array(1, 4, 2, 4)),
     "values": (attention_forward, array(1, 5, 2, 4), array(1, 5, 2, 4), array(1, 6, 2, 4)),
     "odd gates": (swiglu_forward, array(2, 5)),
@@ -355,6 +376,18 @@ def test_views_of_one_product_are_read_where_they_lie():
     assert np.array_equal(y, whole)
     for mine, given in zip(cache, (q, k, v)):
         assert mine is given
+
+
+def test_weights_are_dropped_where_the_text_drops_them():
+    """Unit vectors as values: what comes out are the weights themselves."""
+    B, T, H = 3, 70, 2
+    q, k = array(B, T, H, T, seed=1), array(B, T, H, T, seed=2)
+    unit = np.broadcast_to(np.eye(T, dtype=np.float32)[None, :, None], (B, T, H, T))
+    weights, _ = dropped_attention_forward(q, k, unit, 0.4, 7, 99)
+    expected, _ = dropped_attention_forward.text(q, k, unit, 0.4, 7, 99)
+    assert np.array_equal(weights == 0.0, expected == 0.0)
+    rows_of_a_piece, _ = dropped_attention_forward(q[1:], k[1:], unit[1:], 0.4, 7, 99 + H * T * T)
+    assert np.array_equal(rows_of_a_piece, weights[1:])
 
 
 @pytest.mark.parametrize("cut", [np.s_[::2], np.s_[..., ::-1], np.s_[:, 1:], np.s_[:, :, ::2]])

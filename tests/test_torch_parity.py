@@ -14,6 +14,7 @@ TOLERANCE: eps off by a thousandth fails every test of the model. An absolute bo
 where the gradient is truly zero.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -44,6 +45,8 @@ from npgpt.layers import (  # noqa: E402
     cross_entropy_forward,
     dropout_forward,
     dropout_key,
+    dropped_attention_backward,
+    dropped_attention_forward,
     embedding_backward,
     embedding_forward,
     gelu_backward,
@@ -254,6 +257,27 @@ def test_attention(B, T, S, H, G, D, scale):
     check(y=(y, ty), dq=(dq, tdq), dk=(dk, tk.grad), dv=(dv, tv.grad))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.8])
+@pytest.mark.parametrize("B, T, S, H, G, D", [(2, 7, 7, 4, 4, 6), (2, 5, 9, 6, 2, 8)])
+def test_attention_with_weights_that_are_dropped(B, T, S, H, G, D, rate):
+    """Torch is handed the mask that dropout makes of ones, and does all else by itself."""
+    rng = np.random.default_rng(7)
+    q, dy = rng.standard_normal((2, B, T, H, D))
+    k, v = rng.standard_normal((2, B, S, G, D))
+    mask = (rate, dropout_key(1, 2), 5)
+    y, cache = dropped_attention_forward(q, k, v, *mask)
+    dq, dk, dv = dropped_attention_backward(dy, cache)
+    tq, tk, tv = tensor(q), tensor(k), tensor(v)
+    keys, values = (z.repeat_interleave(H // G, dim=2) for z in (tk, tv))
+    scores = torch.einsum("bthd,bshd->bhts", tq, keys) / math.sqrt(D)
+    future = torch.ones(T, S, dtype=torch.bool).triu(1 + S - T)
+    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
+    m, _ = dropout_forward(np.ones((B, H, T, S)), *mask)
+    ty = torch.einsum("bhts,bshd->bthd", weights * torch.tensor(m), values)
+    ty.backward(torch.tensor(dy))
+    check(y=(y, ty), dq=(dq, tq.grad), dk=(dk, tk.grad), dv=(dv, tv.grad))
+
+
 def test_attention_of_one_token():
     """With one key its weight is 1 whatever the score: dq and dk are truly zero, y is v."""
     rng = np.random.default_rng(5)
@@ -361,12 +385,17 @@ MODELS = {
     "relu, odd heads, bias": GPTConfig(
         **SMALL, n_head=8, norm="layernorm", position="learned", mlp="relu", bias=True, tie=False
     ),
+    "the lecture's": GPTConfig(
+        **SMALL, n_head=8, norm="layernorm", position="learned", mlp="relu", bias=True,
+        qkv_bias=False, head_bias=True, tie=False,
+    ),
+    "tied, a head with a bias": GPTConfig(**SMALL, n_head=4, head_bias=True),
     "Llama with biases": GPTConfig(**SMALL, n_head=4, n_kv_head=2, bias=True),
     "no positions, no MLP": GPTConfig(**SMALL, n_head=4, position="none", mlp="none"),
     "three blocks of one head": GPTConfig(
         vocab_size=5, block_size=9, n_layer=3, n_head=1, n_embd=6, n_hidden=7
     ),
-}
+}  # fmt: skip
 
 
 def wild_parameters(config, seed):
@@ -409,16 +438,21 @@ def masks(config, chance):
 
     def drop(x, layer, place):
         key = dropout_key(chance.seed, chance.step, layer, place)
-        mask, _ = dropout_forward(np.ones(x.shape), config.dropout, key)
+        rate = config.attention_dropout if place == 2 else config.dropout
+        mask, _ = dropout_forward(np.ones(x.shape), rate, key)
         return x * torch.tensor(mask).to(x.dtype)
 
     return drop
 
 
+RATES = dict(dropout=0.3), dict(dropout=0.3, attention_dropout=0.4), dict(attention_dropout=0.4)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rates", RATES, ids=" and ".join)
 @pytest.mark.parametrize("name", ["tied", "GPT-2", "no positions, no MLP"])
-def test_model_with_dropout_and_smoothing(name, smoothing):
-    config, chance = replace(MODELS[name], dropout=0.3), Chance(seed=5, step=6)
+def test_model_with_dropout_and_smoothing(name, rates, smoothing):
+    config, chance = replace(MODELS[name], **rates), Chance(seed=5, step=6)
     params = wild_parameters(config, seed=8)
     ids, targets = np.random.default_rng(9).integers(config.vocab_size, size=(2, 3, 9))
     grads = params.zeros_like()

@@ -18,11 +18,11 @@ from npgpt.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.cli import parse
 from npgpt.errors import UserError
 from npgpt.evaluate import Evaluation
-from npgpt.model import count_parameters
 from npgpt.presets import PRESETS
 from npgpt.runs import read_log
 from npgpt.settings import Settings, dashed, with_preset
 
+COMPILING = "compiling kernels, once on this machine ..."
 NAMES = ("train", "valid")
 BOOK = "The owl sat in the old tree, and the mouse ran home. What did the fox say? Nothing!\n" * 40
 
@@ -44,7 +44,7 @@ def fast(monkeypatch):
 def test_the_tiny_preset_as_a_program(tmp_path):
     process = start("--preset", "tiny", "--words", "8000", cwd=tmp_path)
     out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0 and err in ("", f"{COMPILING}\n")
     run = tmp_path / "runs" / "tiny-001"
     names = {"settings.json", "log.jsonl", "samples.txt", "loss.png", "tokens", "tokenizer"}
     assert {f.name for f in run.iterdir()} >= names - {"loss.png"}  # matplotlib may be missing
@@ -112,7 +112,7 @@ def test_accumulated_batches_are_one_large_batch(fast, capsys):
 
 def test_dropout_does_not_ask_who_takes_which_rows(fast, capsys):
     """One thread or two, one batch or two of half the size: the same masks."""
-    drops = [*SMALL, "--dropout", "0.3", "--label-smoothing", "0.1"]
+    drops = [*SMALL, "--dropout", "0.3", "--attention-dropout", "0.3", "--label-smoothing", "0.1"]
     call(capsys, *drops, "--run", "a", "--batch-size", "8", "--threads", "1")
     call(capsys, *drops, "--run", "b", "--batch-size", "4", "--accumulate", "2")
     call(capsys, *SMALL, "--run", "c", "--batch-size", "8")
@@ -248,27 +248,6 @@ def test_every_preset_is_whole(name):
     assert s.n_embd % s.n_head == 0
 
 
-# Counted by hand: V·C + T·C, and L blocks of 4 C² + 2 C·F (3 C·F with gates), biases and gains.
-SIZES = {
-    "shakespeare-char": (65, 10_795_776),  # Karpathy's 10,788,929: see docs/shakespeare-char.md
-    "small-gpt": (50_304, 16_070_144),
-    "nanogpt": (50_257, 17_849_856),
-    "gpt2-124m": (50_257, 124_439_808),  # as published
-    "gpt-1b": (50_257, 1_060_434_432),
-    "tinystories-40m": (10_000, 38_683_136),
-}
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_size_of_a_preset(name):
-    from npgpt.training import _config
-
-    vocab_size, size = SIZES[name]
-    s = with_preset(*parse(Settings, ["--preset", name]))
-    assert s.tokenizer == "char" or s.vocab_size == vocab_size
-    assert count_parameters(_config(s, vocab_size)) == size
-
-
 def test_a_rate_is_judged_together_with_its_preset():
     # --min-lr of one preset is below this --lr, and that of another is above
     assert with_preset(*parse(Settings, ["--lr", "2e-4"])).lr == 2e-4
@@ -323,6 +302,7 @@ def refused(capsys, *argv):
         ("--lr 1e-9", "--min-lr 0.0003 is above --lr 1e-09"),
         ("--beta2 1", "--beta2 is 1.0, but it must be in [0, 1)"),
         ("--dropout 1", "--dropout is 1.0, but it must be in [0, 1)"),
+        ("--attention-dropout 1", "--attention-dropout is 1.0, but it must be in [0, 1)"),
         ("--label-smoothing=-0.1", "--label-smoothing is -0.1, but it must be in [0, 1)"),
         ("--restart-steps 0", "--restart-steps is 0, but it must be 1 or more"),
         ("--patience 0", "--patience is 0, but it must be 1 or more"),
@@ -381,7 +361,7 @@ def test_a_run_is_not_overwritten(fast, capsys):
 
 
 def test_too_large_for_the_memory(fast, capsys, monkeypatch):
-    def too_large(*_):
+    def too_large(*_, **__):
         raise MemoryError("Unable to allocate 9 TiB")
 
     monkeypatch.setattr("npgpt.training.init_parameters", too_large)

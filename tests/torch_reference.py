@@ -12,6 +12,8 @@ Only `load_parameters` and `read_parameters` at the end know both: they carry th
 and the weights or gradients back.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,24 +60,32 @@ def make_norm(config):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        C, bias = config.n_embd, config.bias
+        C, bias = config.n_embd, config.bias and config.qkv_bias
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = C // config.n_head
         self.theta = config.rope_theta if config.position == "rope" else None
         self.stretch = config.rope_stretch
+        self.forgets = config.attention_dropout > 0
         self.q_proj = nn.Linear(C, self.n_head * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(C, self.n_kv_head * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(C, self.n_kv_head * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.n_head * self.head_dim, C, bias=bias)
+        self.o_proj = nn.Linear(self.n_head * self.head_dim, C, bias=config.bias)
 
-    def forward(self, x):
+    def forward(self, x, drop):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.n_head, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.head_dim).transpose(1, 2)
         if self.theta is not None:
             q, k = (rotate(x, 0, self.theta, self.stretch) for x in (q, k))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        if self.forgets:  # torch's own function draws its own mask
+            k, v = (z.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for z in (k, v))
+            scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
+            future = torch.ones(T, T, dtype=torch.bool).triu(1)
+            weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
+            y = drop(weights, 2) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -113,7 +123,7 @@ class Block(nn.Module):
             self.mlp = GatedMLP(config) if config.mlp == "swiglu" else PlainMLP(config)
 
     def forward(self, x, drop):
-        x = x + drop(self.attention(self.input_norm(x)), 0)
+        x = x + drop(self.attention(self.input_norm(x), drop), 0)
         return x + drop(self.mlp(self.mlp_norm(x)), 1) if hasattr(self, "mlp") else x
 
 
@@ -126,7 +136,7 @@ class TorchGPT(nn.Module):
     """The model of a GPTConfig: model(ids) gives logits, model.loss(ids, targets) their loss.
 
     drop(x, layer, place), if given, is dropout: layer 0 is the embedding, 1 … L are the blocks,
-    and place 0 and 1 are a block's attention and MLP.
+    place 0 and 1 are a block's attention and MLP, and 2 the weights (B, H, T, T) of attention.
     """
 
     def __init__(self, config):
@@ -137,7 +147,7 @@ class TorchGPT(nn.Module):
             self.places = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         if config.tie:
             self.head.weight = self.embed.weight
 
@@ -180,7 +190,7 @@ def correspondence(model, config):
 
     def add_linear(weight, bias, *linears):
         pairs[weight] = ([linear.weight for linear in linears], True)
-        if config.bias:
+        if linears[0].bias is not None:
             pairs[bias] = ([linear.bias for linear in linears], False)
 
     for i, block in enumerate(model.blocks):
@@ -200,6 +210,8 @@ def correspondence(model, config):
     add_norm("norm", model.norm)
     if not config.tie:
         pairs["lm_head"] = ([model.head.weight], True)
+    if config.head_bias:
+        pairs["lm_head_bias"] = ([model.head.bias], False)
     return pairs
 
 

@@ -4,7 +4,7 @@
     norm          rmsnorm                        layernorm
     position      rope                           learned
     mlp           swiglu                         gelu, gelu_tanh or relu
-    bias          none, or all                   all
+    bias          none, or all                   all, but none of the output
     n_kv_head     any that divides n_head        n_head
 
 Everything else about a weight is where it lies. We join what meets the same input: wqkv is
@@ -96,6 +96,11 @@ def architecture_of(config):
     Raises:  UserError, one sentence, if it is neither.
     """
     shape = f"{config.norm}, {config.position} positions, {config.mlp}"
+    if config.head_bias:
+        raise UserError(
+            "the output of this model has a bias, and no Llama's or GPT-2's has: export it with "
+            "--format npz"
+        )
     if (config.norm, config.position, config.mlp) == ("rmsnorm", "rope", "swiglu"):
         return "llama"
     if config.norm == "layernorm" and config.position == "learned":
@@ -140,8 +145,9 @@ def parts_of(config, gguf):
         found.append(Part(f"{name}.weight", ours, columns, weight, not as_ours, heads))
         block, dot, short = ours.rpartition(".")
         bias = block + dot + bias_of(short)
-        # GPT-2 has biases everywhere: those that we leave out are zero.
-        if bias in shapes or (architecture == "gpt2" and ours not in ("wte", "wpe", "lm_head")):
+        # Where they have a bias and we have none, it is zero: GPT-2 has biases everywhere.
+        has = architecture == "gpt2" and ours not in ("wte", "wpe", "lm_head")
+        if bias in shapes or has or (config.bias and short == "wqkv"):
             found.append(Part(f"{name}.bias", bias, columns, shape[-1:], False, heads))
     return found
 

@@ -200,7 +200,8 @@ def save_llama2c(path, config, params):
     Raises:  UserError if run.c can't compute this model, or the file can't be written.
     """
     c, L, D = config, config.n_layer, config.head_dim
-    fixed = (c.norm, c.position, c.mlp, c.bias, c.norm_eps, c.rope_theta, c.rope_stretch)
+    bias = c.bias or c.head_bias
+    fixed = (c.norm, c.position, c.mlp, bias, c.norm_eps, c.rope_theta, c.rope_stretch)
     if fixed != ("rmsnorm", "rope", "swiglu", False, 1e-5, 10_000.0, None):
         raise UserError(
             "llama2.c knows one model: rmsnorm with norm_eps 1e-5, rope with rope_theta 10000, "

@@ -13,6 +13,7 @@ Read them in this order; each needs only the ones before it.
     swiglu      a gate: the product rule, elementwise
     mlp         ReLU and GELU: a bend by itself, and how to compute Φ
     dropout     a mask, drawn at random and yet the same wherever it is made again
+    attention_dropout  attention's weights under that mask: one step more in its chain
     loss        softmax and cross-entropy together, where every gradient begins
 
 All are pure functions, `y, cache = name_forward(x, w)` and `dx, dw = name_backward(dy, cache)`,
@@ -20,6 +21,7 @@ and run in float32, float64 and complex128. They know no device and no kernel.
 """
 
 from npgpt.layers.attention import attention_backward, attention_forward
+from npgpt.layers.attention_dropout import dropped_attention_backward, dropped_attention_forward
 from npgpt.layers.dropout import dropout_backward, dropout_forward, dropout_key
 from npgpt.layers.embedding import embedding_backward, embedding_forward
 from npgpt.layers.layernorm import layernorm_backward, layernorm_forward
@@ -54,6 +56,8 @@ __all__ = [
     "dropout_backward",
     "dropout_forward",
     "dropout_key",
+    "dropped_attention_backward",
+    "dropped_attention_forward",
     "embedding_backward",
     "embedding_forward",
     "gelu_backward",

@@ -79,7 +79,7 @@ def cross_entropy_forward(logits, targets):
 def cross_entropy_backward(dloss, cache):
     """Undo cross_entropy_forward.
 
-    Args:    dloss = ∂L/∂loss, a Python float: 1.0, or 1/k when k batches are
+    Args:    dloss = ∂L/∂loss, a number: 1.0, or 1/k when k batches are
              accumulated; cache from the forward.
     Returns: dlogits (..., V); the targets have no gradient.
     """
@@ -115,7 +115,7 @@ def smooth_cross_entropy_forward(logits, targets, smoothing):
 def smooth_cross_entropy_backward(dloss, cache):
     """Undo smooth_cross_entropy_forward.
 
-    Args:    dloss = ∂L/∂loss, a Python float; cache from the forward.
+    Args:    dloss = ∂L/∂loss, a number; cache from the forward.
     Returns: dlogits (..., V).
     """
     plain, smoothing = cache

@@ -10,6 +10,11 @@ exp(old − new), and goes on. Blocks that lie wholly in the future are not comp
 
 Memory grows with T, not with T²: a copy of the keys and values of one head, and one block.
 
+RoPE's turn of queries and keys, where it is asked for, is done on the way from and to memory.
+
+Weights that are to be dropped are dropped here, block by block: their mask is made of their places,
+so it needs no memory either. A mask that keeps all is not made.
+
 Source: Milakov & Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3;
     Dao et al. 2022, "FlashAttention", algorithms 1 and 4.
 """
@@ -19,6 +24,7 @@ import math
 import numpy as np
 
 from npgpt.backend.cpu.compile import REORDER, kernel
+from npgpt.backend.cpu.dropout import GAMMA, mask_of, mixed
 from npgpt.backend.cpu.exp import exp
 from npgpt.backend.cpu.memory import heads_in_place, row_at
 from npgpt.backend.cpu.tile import COLUMNS, ROWS, multiply, round_up, transpose
@@ -28,9 +34,25 @@ QUERIES = math.lcm(ROWS, COLUMNS)  # queries are rows of one product and columns
 KEYS = 16 * ROWS
 LEAST_QUERIES = 4  # below, most columns of a block would be empty, and NumPy is faster
 MASKED = f32(-np.inf)
+KEEP_ALL = mask_of(0.0, 0, 0)
+NO_TURN = (np.empty((0, 0), np.float32),) * 2
 
 
 def attention_forward(q, k, v):
+    return forward(q, k, v, KEEP_ALL)
+
+
+def attention_backward(dy, cache):
+    return backward(dy, cache, KEEP_ALL)
+
+
+def forward(q, k, v, keep, angles=NO_TURN):
+    """attention_forward of more layers than one.
+
+    Args:    q, k, v; keep, the weights that are not dropped: KEEP_ALL or from dropout.mask_of;
+             angles, (cos, sin) of RoPE, each (T, D/2), by which q and k are turned.
+    Returns: as attention_forward, or NotImplemented.
+    """
     B, T, H, D = q.shape
     S, G = k.shape[1:3]
     if k.shape != (B, S, G, D) or v.shape != k.shape or S < T or H % G or q.size == 0:
@@ -42,29 +64,35 @@ def attention_forward(q, k, v):
     head = (round_up(S, ROWS), round_up(D, COLUMNS))
     _forward(
         heads_in_place(q), heads_in_place(k), heads_in_place(v), y, lse.reshape(B, H, T),
-        np.zeros((2, *head), q.dtype),
+        np.zeros((2, *head), q.dtype), keep, angles,
     )  # fmt: skip
     return y, (q, k, v, y, lse)
 
 
-def attention_backward(dy, cache):
+def backward(dy, cache, keep, angles=NO_TURN, grads=None):
+    """Undo forward.
+
+    Args:    dy; cache; keep and angles, as given to forward; grads, dq, dk and dv if there is
+             memory for them already, with rows without gaps.
+    Returns: dq, dk, dv, or NotImplemented.
+    """
     q, k, v, y, lse = cache
     B, T, H, D = q.shape
     S = k.shape[1]
     if dy.shape != q.shape or q.size == 0 or T < LEAST_QUERIES:
         return NotImplemented
-    dq, dk, dv = (np.empty(z.shape, z.dtype) for z in (q, k, v))
+    dq, dk, dv = grads or [np.empty(z.shape, z.dtype) for z in (q, k, v)]
     head = (round_up(S, ROWS), round_up(D, COLUMNS))
     _backward(
         heads_in_place(dy), heads_in_place(q), heads_in_place(k), heads_in_place(v),
         heads_in_place(y), np.ascontiguousarray(lse).reshape(B, H, T), dq, dk, dv,
-        np.zeros((4, *head), q.dtype),
+        np.zeros((4, *head), q.dtype), keep, angles,
     )  # fmt: skip
     return dq, dk, dv
 
 
 @kernel
-def _forward(q, k, v, y, lse, heads):
+def _forward(q, k, v, y, lse, heads, keep, angles):
     """y and lse (B, H, T); heads (2, S, D), zeros, are memory for one head's keys and values."""
     B, T, H, D = y.shape
     S, G = k.shape[1], k.shape[2]
@@ -76,23 +104,28 @@ def _forward(q, k, v, y, lse, heads):
     out = np.empty((QUERIES, values.shape[1]), np.float32)
     peak, total = np.empty(QUERIES, np.float32), np.empty(QUERIES, np.float32)
     shrink, below, part = np.empty(QUERIES, f32), np.empty(QUERIES, f32), np.empty(QUERIES, f32)
+    drops, seeds = keep[0] > 0, np.empty(QUERIES, np.uint64)
     for b in range(B):
         for h in range(H):
             if h % (H // G) == 0:
-                _load(k, b, 0, S, h // (H // G), f32(1), keys)
+                _load_turned(k, b, 0, S, h // (H // G), f32(1), angles, keys)
                 _load(v, b, 0, S, h // (H // G), f32(1), values)
             for start in range(0, T, QUERIES):
                 count = min(QUERIES, T - start)
                 place = S - T + start  # of the first query, among the keys
-                _load(q, b, start, count, h, scale, queries)
+                _load_turned(q, b, start, count, h, scale, angles, queries)
                 transpose(columns, queries)
                 peak[:], total[:] = -np.inf, f32(0)
+                if drops:
+                    _seed(seeds, keep, (b * H + h) * T + start, S)
                 for first in range(0, place + count, KEYS):
                     rows = min(KEYS, round_up_(place + count - first))
                     block = scores[:rows]
                     multiply(False, block, keys[first : first + rows], columns[:D])
                     _mask(block, place - first, MASKED)
                     _weights(block, peak, total, shrink, below, part)
+                    if drops:
+                        _drop(block, seeds, first, keep)
                     if first > 0:
                         for t in range(QUERIES):
                             for d in range(out.shape[1]):
@@ -106,7 +139,7 @@ def _forward(q, k, v, y, lse, heads):
 
 
 @kernel
-def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
+def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads, keep, angles):
     """dq, dk and dv; heads (4, S, D), zeros, are memory for one head's k, v and their gradients."""
     B, T, H, D = dq.shape
     S, G = k.shape[1], k.shape[2]
@@ -119,16 +152,17 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
     probs, dscores = np.empty((KEYS, QUERIES), f32), np.empty((KEYS, QUERIES), f32)
     dqueries = np.empty((QUERIES, width), f32)
     lses, average = np.empty(QUERIES, f32), np.empty(QUERIES, f32)
+    drops, seeds = keep[0] > 0, np.empty(QUERIES, np.uint64)
     for b in range(B):
         for h in range(H):
             if h % R == 0:
-                _load(k, b, 0, S, h // R, f32(1), keys)
+                _load_turned(k, b, 0, S, h // R, f32(1), angles, keys)
                 _load(v, b, 0, S, h // R, f32(1), values)
                 dkeys[:], dvalues[:] = f32(0), f32(0)
             for start in range(0, T, QUERIES):
                 count = min(QUERIES, T - start)
                 place = S - T + start  # of the first query, among the keys
-                _load(q, b, start, count, h, scale, queries)
+                _load_turned(q, b, start, count, h, scale, angles, queries)
                 _load(dy, b, start, count, h, f32(1), douts)
                 transpose(query_columns, queries)
                 transpose(dout_columns, douts)
@@ -136,6 +170,8 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
                 for t in range(count):
                     lses[t] = lse[b, h, start + t]
                     average[t] = _dot(douts[t], row_at(y, b, start + t, h))
+                if drops:
+                    _seed(seeds, keep, (b * H + h) * T + start, S)
                 for first in range(0, place + count, KEYS):
                     rows = min(KEYS, round_up_(place + count - first))
                     these = slice(first, first + rows)
@@ -146,9 +182,14 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
                         for t in range(QUERIES):
                             p[s, t] = exp(p[s, t] - lses[t])
                     _mask(p, place - first, f32(0))
-                    # forward: y = probs @ v
-                    multiply(True, dvalues[these], p, douts)
+                    # forward: y = probs @ v, or dropped @ v
+                    if drops:
+                        ds[:] = p
+                        _drop(ds, seeds, first, keep)
+                    multiply(True, dvalues[these], ds if drops else p, douts)
                     multiply(False, ds, values[these], dout_columns[:D])
+                    if drops:  # forward: dropped = probs · m, and m is made once more
+                        _drop(ds, seeds, first, keep)
                     # forward: probs = softmax(scores)
                     for s in range(rows):
                         for t in range(QUERIES):
@@ -156,9 +197,9 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads):
                     # forward: scores = q @ kᵀ / √D
                     multiply(True, dkeys[these], ds, queries)
                     multiply(first > 0, dqueries, ds.T, keys[these])
-                _store(dq, b, start, count, h, scale, dqueries)
+                _store_turned_back(dq, b, start, count, h, scale, angles, dqueries)
             if h % R == R - 1:
-                _store(dk, b, 0, S, h // R, f32(1), dkeys)
+                _store_turned_back(dk, b, 0, S, h // R, f32(1), angles, dkeys)
                 _store(dv, b, 0, S, h // R, f32(1), dvalues)
 
 
@@ -188,6 +229,43 @@ def _store(x, b, start, count, h, scale, rows):
             row[d] = scale * rows[i, d]
 
 
+@kernel
+def _load_turned(x, b, start, count, h, scale, angles, rows):
+    """As _load, of rows that are turned by the angles of their places, if there are angles."""
+    cos, sin = angles
+    half = cos.shape[1]
+    if half == 0:
+        _load(x, b, start, count, h, scale, rows)
+        return
+    for i in range(count):
+        row = row_at(x, b, start + i, h)
+        for j in range(half):  # one half at a time: see rope.py
+            c, s = cos[start + i, j], sin[start + i, j]
+            rows[i, j] = scale * (row[j] * c - row[half + j] * s)
+        for j in range(half):
+            c, s = cos[start + i, j], sin[start + i, j]
+            rows[i, half + j] = scale * (row[half + j] * c + row[j] * s)
+    rows[count:] = f32(0)
+
+
+@kernel
+def _store_turned_back(x, b, start, count, h, scale, angles, rows):
+    """As _store, of rows that are turned back."""
+    cos, sin = angles
+    half = cos.shape[1]
+    if half == 0:
+        _store(x, b, start, count, h, scale, rows)
+        return
+    for i in range(count):
+        row = row_at(x, b, start + i, h)
+        for j in range(half):
+            c, s = cos[start + i, j], sin[start + i, j]
+            row[j] = scale * (rows[i, j] * c + rows[i, half + j] * s)
+        for j in range(half):
+            c, s = cos[start + i, j], sin[start + i, j]
+            row[half + j] = scale * (rows[i, half + j] * c - rows[i, j] * s)
+
+
 @kernel(fastmath=REORDER)
 def _dot(long, short):
     total = f32(0)
@@ -202,6 +280,24 @@ def _mask(block, place, value):
     for s in range(max(0, place + 1), block.shape[0]):
         for t in range(min(s - place, block.shape[1])):
             block[s, t] = value
+
+
+@kernel
+def _seed(seeds, keep, query, S):
+    """What the bits of a query's first weight are mixed of, for the queries from this one on."""
+    _, _, key, start = keep
+    for t in range(seeds.size):
+        seeds[t] = (np.uint64((query + t) * S) + start) * GAMMA + key
+
+
+@kernel
+def _drop(block, seeds, first, keep):
+    """Multiply block[s, t], of key first + s, by its m: 0, or 1 / (1 − rate)."""
+    least, scale, _, _ = keep
+    for s in range(block.shape[0]):
+        further = np.uint64(first + s) * GAMMA
+        for t in range(seeds.size):
+            block[s, t] *= scale if mixed(seeds[t] + further) >= least else f32(0)
 
 
 @kernel

@@ -99,6 +99,9 @@ def sources_sha256():
     return digest.hexdigest()
 
 
+COMPILING = "compiling kernels, once on this machine ..."
+
+
 class Announcer(event.Listener):
     """Say once that kernels are being compiled: seconds without a sign look like a hang."""
 
@@ -107,7 +110,7 @@ class Announcer(event.Listener):
     def on_start(self, event):
         if not self.said and sys.stderr is not None:
             self.said = True
-            print("compiling kernels, once on this machine ...", file=sys.stderr, flush=True)
+            print(COMPILING, file=sys.stderr, flush=True)
 
     def on_end(self, event):
         pass

@@ -23,17 +23,28 @@ def dropout_backward(dy, cache):
 def _apply(x, rate, key, start):
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
-    least, scale = np.uint64(int(rate * 2.0**64)), np.float32(1.0 / (1.0 - rate))
-    _drop(x.reshape(-1), y.reshape(-1), least, scale, np.uint64(key), np.uint64(start))
+    _drop(x.reshape(-1), y.reshape(-1), mask_of(rate, key, start))
     return y
 
 
+def mask_of(rate, key, start):
+    """A mask as kernels want it: the least bits that are kept, what these become, key, start."""
+    least, scale = np.uint64(int(rate * 2.0**64)), np.float32(1.0 / (1.0 - rate))
+    return least, scale, np.uint64(key), np.uint64(start)
+
+
 @kernel
-def _drop(x, y, least, scale, key, start):
+def _drop(x, y, mask):
     """y = x · scale where the bits of a number's place are at least `least`, elsewhere x · 0."""
+    least, scale, key, start = mask
     for i in range(x.size):
-        z = (np.uint64(i) + start) * GAMMA + key
-        z = (z ^ (z >> SHIFT1)) * FACTOR1
-        z = (z ^ (z >> SHIFT2)) * FACTOR2
-        z = z ^ (z >> SHIFT3)
-        y[i] = x[i] * (scale if z >= least else np.float32(0))
+        bits = mixed((np.uint64(i) + start) * GAMMA + key)
+        y[i] = x[i] * (scale if bits >= least else np.float32(0))
+
+
+@kernel
+def mixed(z):
+    """SplitMix64's mixing of 64 bits."""
+    z = (z ^ (z >> SHIFT1)) * FACTOR1
+    z = (z ^ (z >> SHIFT2)) * FACTOR2
+    return z ^ (z >> SHIFT3)

@@ -7,13 +7,24 @@ from npgpt.backend.cpu.memory import ids_below, in_rows
 
 
 def embedding_backward(dx, cache):
+    dw = np.zeros(cache[1].shape, cache[1].dtype)
+    return NotImplemented if add_rows(dx, cache, dw) is NotImplemented else dw
+
+
+def add_rows(dx, cache, dw):
+    """Add each row of dx to the row of dw that its id names.
+
+    Args:    dx; cache, as for embedding_backward; dw (V, C), added to.
+    Returns: None; or NotImplemented, and then dw is as it was.
+    """
     ids, w = cache
     flat = ids_below(w.shape[0], ids)  # (N,)
     if flat is None or dx.shape != (*ids.shape, w.shape[1]) or ids.size == 0:
         return NotImplemented
-    dw = np.zeros(w.shape, w.dtype)
+    if dw.shape != w.shape or not dw.flags.c_contiguous:
+        return NotImplemented
     _backward(in_rows(dx), flat, dw)
-    return dw
+    return None
 
 
 @kernel

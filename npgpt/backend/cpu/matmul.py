@@ -6,12 +6,16 @@ are what is multiplied, and C is written once.
 
     for each part of the common axis K, STEPS long:
         for each panel of B, WIDTH columns, copied to be read from front to back:
-            for each block of A, HEIGHT rows: small enough to stay in the second-level cache
-                for each strip of COLUMNS of the panel, which stays in the first
-                    for each strip of ROWS of the block: a tile of C, made in registers
+            for each strip of ROWS of A, which stays in the first-level cache:
+                for each strip of COLUMNS of the panel, from the second: a tile of C
 
-A strip of the panel has its COLUMNS numbers of step 0 first, then those of step 1, and so on.
-The copy costs one reading of B and pays for itself, since each number of it is used HEIGHT times.
+The tile is made in registers. A strip of the panel has its COLUMNS numbers of step 0 first, then
+those of step 1, and so on. The copy costs one reading of B and pays for itself, since each number
+of it is used once for each row of A.
+
+An A that has to be turned is copied too, row by row. To be used from the cache, one of the two
+copies has to be small: a B of few columns is one panel, and A is turned HEIGHT rows at a time, just
+before they are multiplied; beside a wider B, of many panels, A is turned only once.
 
 The sum over K has one order, whatever the number of rows: cut a batch into pieces, and each row
 of the result has the same bits.
@@ -34,119 +38,138 @@ ROWS, VECTORS = 6, 4 if LANES == 16 else 2
 COLUMNS = VECTORS * LANES
 STEPS = 512
 WIDTH = 256
-HEIGHT = 40 * ROWS
-ABREAST = 16  # strips copied side by side: they lie so that the cache has few lines for them all
+HEIGHT = 16 * ROWS
 LINE = 16  # numbers in a line of the cache: a vector that lies across two is read more slowly
 _write = make_tile(ROWS, VECTORS, add=False)
 _add = make_tile(ROWS, VECTORS, add=True)
 
 
 @kernel
-def multiply_large(c, a, b, a_turned, b_turned):
-    """C = A @ B, for any numbers of rows and columns; all matrices in order of memory.
+def multiply_large(c, a, b, a_turned, b_turned, add):
+    """C = A @ B, or C += A @ B if add, for any numbers of rows and columns.
 
-    Args:    c (M, N) float32, is filled; a (M, K), or (K, M) if a_turned: then C = aᵀ @ B;
-             b (K, N), or (N, K) if b_turned: then C = A @ bᵀ.
+    Args:    c (M, N) float32, is filled or added to; a (M, K), or (K, M) if a_turned: then it is
+             aᵀ that is multiplied; b (K, N), or (N, K) if b_turned; add. All matrices lie in
+             order of memory.
     """
     M, N = c.shape
     K = a.shape[0] if a_turned else a.shape[1]
     steps = ceil(K, ceil(K, STEPS))  # equal parts, and no short one at the end
-    whole = M // ROWS * ROWS  # rows that fill strips; what is left makes one more
-    copied = 0 if a_turned else whole  # from this row on, strips of A are copies
-    strips = aligned((ceil(M, ROWS) * ROWS - copied) * steps)
-    panel, corner = aligned(WIDTH * steps), np.empty((ROWS, COLUMNS), np.float32)
+    width, height = (N, HEIGHT) if N <= 2 * WIDTH else (WIDTH, M)
+    in_place = 0 if a_turned else M // ROWS * ROWS  # before this row A is read where it lies
+    # Were copied rows of A a power of two apart, the cache would have few lines for them all.
+    stride = ceil(steps, LINE) * LINE + LINE
+    rows = aligned((ceil(height, ROWS) if a_turned else 1) * ROWS * stride)
+    panel = aligned(ceil(width, COLUMNS) * COLUMNS * steps)
+    corner = np.empty((ROWS, COLUMNS), np.float32)
     for k in range(0, K, steps):
-        count = min(steps, K - k)
-        if a_turned:
-            _strips(strips, a, k, count, 0, M, ROWS)
-        else:
-            _strips_turned(strips, a, k, count, whole, M - whole, ROWS)
-        for n in range(0, N, WIDTH):
-            width = min(WIDTH, N - n)
+        count, adds = min(steps, K - k), add or k > 0
+        for n in range(0, N, width):
+            columns = min(width, N - n)
             if b_turned:
-                _strips_turned(panel, b, k, count, n, width, COLUMNS)
+                _pack_turned(panel, b, k, count, n, columns)
             else:
-                _strips(panel, b, k, count, n, width, COLUMNS)
-            for m in range(0, M, HEIGHT):
-                for j in range(0, width, COLUMNS):
-                    b_strip = at(panel, j * count)
-                    for i in range(m, min(m + HEIGHT, M), ROWS):
-                        if i < copied:
-                            a_strip, row, step = place(a, i, k), a.strides[0], 4
-                        else:
-                            a_strip, row, step = at(strips, (i - copied) * count), 4, 4 * ROWS
-                        if i < whole and j + COLUMNS <= width:
+                _pack(panel, b, k, count, n, columns)
+            for m in range(0, M, height):
+                end = min(m + height, M)
+                if n == 0 and a_turned:
+                    _turn(rows, stride, a, k, count, m, end - m)
+                elif n == 0:
+                    _copy_rest(rows, stride, a, k, count, in_place)
+                for i in range(m, end, ROWS):
+                    if i < in_place:
+                        a_strip, a_row = place(a, i, k), a.strides[0]
+                    else:
+                        a_strip, a_row = at(rows, (i - m) * stride if a_turned else 0), 4 * stride
+                    for j in range(0, columns, COLUMNS):
+                        b_strip = at(panel, j * count)
+                        if i + ROWS <= M and j + COLUMNS <= columns:
                             target = place(c, i, n + j)
-                            _tile(
-                                k > 0, a_strip, row, step, b_strip, 4 * COLUMNS,
-                                target, c.strides[0], count,
-                            )  # fmt: skip
-                        else:
-                            target = place(corner, 0, 0)
-                            _tile(
-                                False, a_strip, row, step, b_strip, 4 * COLUMNS,
-                                target, 4 * COLUMNS, count,
-                            )  # fmt: skip
-                            for r in range(min(ROWS, M - i)):
-                                for q in range(min(COLUMNS, width - j)):
-                                    before = c[i + r, n + j + q] if k > 0 else f32(0)
-                                    c[i + r, n + j + q] = before + corner[r, q]
+                            _tile(adds, a_strip, a_row, b_strip, target, c.strides[0], count)
+                            continue
+                        target = place(corner, 0, 0)
+                        _tile(False, a_strip, a_row, b_strip, target, 4 * COLUMNS, count)
+                        for r in range(min(ROWS, M - i)):
+                            for q in range(min(COLUMNS, columns - j)):
+                                before = c[i + r, n + j + q] if adds else f32(0)
+                                c[i + r, n + j + q] = before + corner[r, q]
 
 
 @kernel
-def _tile(add, a, a_row, a_step, b, b_step, c, c_row, steps):
+def _tile(add, a, a_row, b, c, c_row, steps):
     """One tile: C = A @ B, or C += A @ B if add; the arguments are make_tile's."""
     if add:
-        _add(a, a_row, a_step, b, b_step, c, c_row, steps)
+        _add(a, a_row, b, 4 * COLUMNS, c, c_row, steps)
     else:
-        _write(a, a_row, a_step, b, b_step, c, c_row, steps)
+        _write(a, a_row, b, 4 * COLUMNS, c, c_row, steps)
 
 
 @kernel
-def _strips(strips, x, k, count, start, size, wide):
+def _pack(panel, x, k, count, start, size):
     """Copy columns of x into strips: x[k + s, start + j] for s < count and j < size.
 
-    Args:    strips, flat; x; k, count; start, size; wide, the numbers of a strip's step, either
-             ROWS or COLUMNS. The last strip is filled up with zeros.
+    Args:    panel, flat; x; k, count; start, size. The last strip is filled up with zeros.
     """
-    whole = size // wide * wide
-    for some in range(0, whole, ABREAST * wide):
-        for s in range(count):
-            for j in range(some, min(some + ABREAST * wide, whole), wide):
-                source, target = place(x, k + s, start + j), at(strips, j * count + s * wide)
-                if wide == ROWS:
-                    _copy_rows(source, target)
-                else:
-                    _copy_columns(source, target)
+    whole = size // COLUMNS * COLUMNS
     for s in range(count):
-        for j in range(whole, whole + (wide if whole < size else 0)):
+        for j in range(0, whole, COLUMNS):
+            _copy_columns(place(x, k + s, start + j), at(panel, j * count + s * COLUMNS))
+    for s in range(count):
+        for j in range(whole, ceil(size, COLUMNS) * COLUMNS):
             number = x[k + s, start + j] if j < size else f32(0)
-            strips[whole * count + s * wide + j - whole] = number
+            panel[whole * count + s * COLUMNS + j - whole] = number
 
 
 @kernel
-def _strips_turned(strips, x, k, count, start, size, wide):
-    """As _strips, from the rows of x: x[start + j, k + s]."""
-    squares = count // LANES * LANES if wide % LANES == 0 else 0
-    for j in range(0, ceil(size, wide) * wide, min(wide, LANES)):
-        first = j // wide * wide * count + j % wide  # where column j of the strips begins
+def _pack_turned(panel, x, k, count, start, size):
+    """As _pack, from the rows of x: x[start + j, k + s]."""
+    squares = count // LANES * LANES
+    for j in range(0, ceil(size, COLUMNS) * COLUMNS, LANES):
+        first = j // COLUMNS * COLUMNS * count + j % COLUMNS  # where column j of the strips begins
         done = 0
-        if squares and j + LANES <= size:
+        if j + LANES <= size:
             for s in range(0, squares, LANES):
                 transpose_square(
                     place(x, start + j, k + s), x.strides[0],
-                    at(strips, first + s * wide), 4 * wide,
+                    at(panel, first + s * COLUMNS), 4 * COLUMNS,
                 )  # fmt: skip
             done = squares
         for s in range(done, count):
-            for q in range(min(wide, LANES)):
+            for q in range(LANES):
                 number = x[start + j + q, k + s] if j + q < size else f32(0)
-                strips[first + s * wide + q] = number
+                panel[first + s * COLUMNS + q] = number
 
 
-def _make_copy(count):
-    """An intrinsic that copies numbers from one address to another, all at once."""
-    vector = ir.VectorType(ir.FloatType(), count)
+@kernel
+def _turn(rows, stride, x, k, count, start, size):
+    """Make rows of columns of x: x[k + s, start + i] for i < size and s < count.
+
+    Args:    rows, flat, each stride after the one before; x; k, count; start, size. Zeros are
+             filled in up to the next multiple of ROWS.
+    """
+    squares, whole = count // LANES * LANES, size // LANES * LANES
+    for s in range(0, squares, LANES):
+        for i in range(0, whole, LANES):
+            transpose_square(
+                place(x, k + s, start + i), x.strides[0], at(rows, i * stride + s), 4 * stride
+            )
+    for i in range(ceil(size, ROWS) * ROWS):
+        for s in range(squares if i < whole else 0, count):
+            rows[i * stride + s] = x[k + s, start + i] if i < size else f32(0)
+
+
+@kernel
+def _copy_rest(rows, stride, x, k, count, start):
+    """Copy the last rows of x, from start on, which do not fill a strip; zeros follow them."""
+    for i in range(ROWS):
+        for s in range(count):
+            rows[i * stride + s] = x[start + i, k + s] if start + i < x.shape[0] else f32(0)
+
+
+@intrinsic
+def _copy_columns(_, source, target):
+    """Copy COLUMNS numbers from one address to another, all at once."""
+    vector = ir.VectorType(ir.FloatType(), COLUMNS)
 
     def generate(context, builder, signature, args):
         source, target = (builder.inttoptr(z, vector.as_pointer()) for z in args)
@@ -155,14 +178,7 @@ def _make_copy(count):
         builder.store(numbers, target).align = 4
         return context.get_dummy_value()
 
-    @intrinsic
-    def copy(_, source, target):
-        return types.void(types.uintp, types.uintp), generate
-
-    return copy
-
-
-_copy_rows, _copy_columns = _make_copy(ROWS), _make_copy(COLUMNS)
+    return types.void(types.uintp, types.uintp), generate
 
 
 @kernel

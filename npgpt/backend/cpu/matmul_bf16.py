@@ -27,7 +27,6 @@ from npgpt.backend.cpu.compile import kernel
 from npgpt.backend.cpu.dots import compiled_for
 from npgpt.backend.cpu.matmul import (
     COLUMNS,
-    HEIGHT,
     ROWS,
     STEPS,
     VECTORS,
@@ -82,21 +81,17 @@ class Pairs:
         return sums
 
 
-_write = make_tile(ROWS, VECTORS, add=False, numbers=Pairs)
-_add = make_tile(ROWS, VECTORS, add=True, numbers=Pairs)
+_write, _write_turned = (make_tile(ROWS, VECTORS, False, turned, Pairs) for turned in (False, True))
+_add, _add_turned = (make_tile(ROWS, VECTORS, True, turned, Pairs) for turned in (False, True))
 
 
-def multiply_bf16(c, a, b, a_turned, b_turned):
-    """C = A @ B, of factors rounded to bf16, for any numbers of rows and columns.
-
-    Args:    c (M, N) float32, is filled; a (M, K), or (K, M) if a_turned: then C = aᵀ @ B;
-             b (K, N), or (N, K) if b_turned: then C = A @ bᵀ. All in order of memory.
-    """
-    _multiply(c, a.view(u32), b.view(u32), a_turned, b_turned)
+def multiply_bf16(c, a, b, a_turned, b_turned, add):
+    """C = A @ B of factors rounded to bf16, or C += A @ B; the arguments are multiply_large's."""
+    _multiply(c, a.view(u32), b.view(u32), a_turned, b_turned, add)
 
 
 @kernel
-def _multiply(c, a, b, a_turned, b_turned):
+def _multiply(c, a, b, a_turned, b_turned, add):
     """multiply_bf16, with the bits of a and b as whole numbers."""
     M, N = c.shape
     K = a.shape[0] if a_turned else a.shape[1]
@@ -108,45 +103,45 @@ def _multiply(c, a, b, a_turned, b_turned):
     corner = np.empty((ROWS, COLUMNS), np.float32)
     for k in range(0, pairs, steps):
         count = min(steps, pairs - k)
+        adds = add or k > 0
         if a_turned:  # strips of ROWS pairs a step
             _pack(strips, a, k, count, 0, M, ROWS)
-            a_row, a_step, a_strip = 4, 4 * ROWS, 4 * ROWS * count
         else:  # row after row
             _pack_rows(strips, a, k, count, 0, M, ceil(M, ROWS) * ROWS)
-            a_row, a_step, a_strip = 4 * count, 4, 4 * ROWS * count
+        a_stride = 4 * ROWS if a_turned else 4 * count
         for n in range(0, N, WIDTH):
             width = min(WIDTH, N - n)
             if b_turned:
                 _pack_turned(panel, rows, b, k, count, n, width)
             else:
                 _pack(panel, b, k, count, n, width, COLUMNS)
-            for m in range(0, M, HEIGHT):
+            for i in range(0, M, ROWS):
+                a_strip = at(strips, i * count), a_stride
                 for j in range(0, width, COLUMNS):
                     b_strip = at(panel, j * count)
-                    for i in range(m, min(m + HEIGHT, M), ROWS):
-                        rows_at = at(strips, 0) + np.uintp(i // ROWS * a_strip)
-                        if i + ROWS <= M and j + COLUMNS <= width:
-                            _tile(
-                                k > 0, rows_at, a_row, a_step, b_strip, 4 * COLUMNS,
-                                place(c, i, n + j), c.strides[0], count,
-                            )  # fmt: skip
-                            continue
-                        _tile(
-                            False, rows_at, a_row, a_step, b_strip, 4 * COLUMNS,
-                            place(corner, 0, 0), 4 * COLUMNS, count,
-                        )  # fmt: skip
-                        for r in range(min(ROWS, M - i)):
-                            for q in range(min(COLUMNS, width - j)):
-                                before = c[i + r, n + j + q] if k > 0 else np.float32(0)
-                                c[i + r, n + j + q] = before + corner[r, q]
+                    if i + ROWS <= M and j + COLUMNS <= width:
+                        target = place(c, i, n + j), c.strides[0]
+                        _tile(adds, a_turned, *a_strip, b_strip, *target, count)
+                        continue
+                    target = place(corner, 0, 0), 4 * COLUMNS
+                    _tile(False, a_turned, *a_strip, b_strip, *target, count)
+                    for r in range(min(ROWS, M - i)):
+                        for q in range(min(COLUMNS, width - j)):
+                            before = c[i + r, n + j + q] if adds else np.float32(0)
+                            c[i + r, n + j + q] = before + corner[r, q]
 
 
 @kernel
-def _tile(add, a, a_row, a_step, b, b_step, c, c_row, steps):
-    if add:
-        _add(a, a_row, a_step, b, b_step, c, c_row, steps)
+def _tile(add, turned, a, a_stride, b, c, c_row, steps):
+    """One tile: C = A @ B, or C += A @ B if add; the arguments are make_tile's."""
+    if add and turned:
+        _add_turned(a, a_stride, b, 4 * COLUMNS, c, c_row, steps)
+    elif add:
+        _add(a, a_stride, b, 4 * COLUMNS, c, c_row, steps)
+    elif turned:
+        _write_turned(a, a_stride, b, 4 * COLUMNS, c, c_row, steps)
     else:
-        _write(a, a_row, a_step, b, b_step, c, c_row, steps)
+        _write(a, a_stride, b, 4 * COLUMNS, c, c_row, steps)
 
 
 @kernel

@@ -24,6 +24,7 @@ LANES = 16 if get_host_cpu_features().get("avx512f", False) else 8
 VECTORS = 2
 ROWS = 8 if LANES == 16 else 6
 COLUMNS = VECTORS * LANES
+AT_ONCE = 4  # steps between two looks at whether all are done
 
 
 class Float32:
@@ -40,102 +41,96 @@ class Float32:
         return builder.call(fma, [x, y, sums])
 
 
-def make_tile(rows, vectors, add, numbers=Float32):
+def make_tile(rows, vectors, add, turned=False, numbers=Float32):
     """An intrinsic that multiplies a strip of A with a strip of B.
 
     The intrinsic's arguments are addresses, and strides in bytes:
-        tile(a, a_row, a_step, b, b_step, c, c_row, steps)
+        tile(a, a_stride, b, b_step, c, c_row, steps)
     C[i, :] = Σ_k A[i, k] · B[k, :] for rows i and steps k ≥ 1, where A[i, k] is at
-    a + i · a_row + k · a_step, the row of B at b + k · b_step, and that of C at c + i · c_row.
+    a + i · a_stride + 4k, the row of B at b + k · b_step, and that of C at c + i · c_row.
 
     Args:    rows, vectors, the size of the tile; add, whether the products are added to C;
+             turned, whether A lies in memory step by step: A[i, k] is at a + k · a_stride + 4i;
              numbers, of what A and B are made, 4 bytes each: the sums are float32.
     Returns: the intrinsic.
     """
     f32, i32, i64, byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
     vector, factors = ir.VectorType(f32, LANES), ir.VectorType(numbers.factor, LANES)
     broadcast = ir.Constant(ir.VectorType(i32, LANES), [0] * LANES)
-    undefined, zero = ir.Constant(factors, ir.Undefined), ir.Constant(vector, [0.0] * LANES)
-
-    def at(builder, address, offset, kind):
-        """A pointer to kind, some bytes from an address."""
-        return builder.bitcast(builder.gep(address, [offset]), kind.as_pointer())
+    undefined = ir.Constant(factors, ir.Undefined)
 
     def generate(context, builder, signature, args):
-        a, a_row, a_step, b, b_step, c, c_row, steps = args
-        a, b, c = (builder.inttoptr(z, byte.as_pointer()) for z in (a, b, c))
-        prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [c.type], ir.FunctionType(ir.VoidType(), [c.type, i32, i32, i32])
-        )
-        a_rows = [builder.mul(a_row, ir.Constant(i64, i)) for i in range(rows)]
-        if add:  # what will be added to is called into the cache, and is there in time
+        a, a_stride, b, b_step, c, c_row, steps = args
+
+        def away(address, offset):
+            """A pointer some bytes from an address."""
+            offset = ir.Constant(i64, offset) if isinstance(offset, int) else offset
+            return builder.gep(builder.load(address), [offset])
+
+        def load(place, kind):
+            number = builder.load(builder.bitcast(place, kind.as_pointer()))
+            number.align = 4
+            return number
+
+        def variable(value):
+            return cgutils.alloca_once_value(builder, value)
+
+        # What changes is a variable on the stack: the compiler finds registers for all of them.
+        a_now, b_now, c_now = (variable(builder.inttoptr(z, byte.as_pointer())) for z in (a, b, c))
+        zero = ir.Constant(vector, [0.0] * LANES)
+        sums = [[variable(zero) for _ in range(vectors)] for _ in range(rows)]
+        a_rows = [builder.mul(a_stride, ir.Constant(i64, i)) for i in range(rows)]
+        c_rows = [builder.mul(c_row, ir.Constant(i64, i)) for i in range(rows)]
+
+        def step():
+            b_row = [load(away(b_now, 4 * LANES * j), factors) for j in range(vectors)]
             for i in range(rows):
-                start = builder.gep(c, [builder.mul(c_row, ir.Constant(i64, i))])
+                number = load(away(a_now, 4 * i if turned else a_rows[i]), numbers.factor)
+                first = builder.insert_element(undefined, number, ir.Constant(i32, 0))
+                everywhere = builder.shuffle_vector(first, undefined, broadcast)
+                for j in range(vectors):
+                    before = builder.load(sums[i][j])
+                    after = numbers.multiply_add(builder, everywhere, b_row[j], before)
+                    builder.store(after, sums[i][j])
+            builder.store(away(a_now, a_stride if turned else 4), a_now)
+            builder.store(away(b_now, b_step), b_now)
+
+        if add:  # what will be added to is called into the cache, and is there in time
+            prefetch = builder.module.declare_intrinsic(
+                "llvm.prefetch", [byte.as_pointer()],
+                ir.FunctionType(ir.VoidType(), [byte.as_pointer(), i32, i32, i32]),
+            )  # fmt: skip
+            for i in range(rows):
+                start = away(c_now, c_rows[i])
                 for offset in (*range(0, 4 * LANES * vectors, 64), 4 * LANES * vectors - 4):
                     line = builder.gep(start, [ir.Constant(i64, offset)])
                     builder.call(prefetch, [line, i32(1), i32(3), i32(1)])
-        before = builder.block
-        loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        step = builder.phi(i64)
-        a_now, b_now = builder.phi(a.type), builder.phi(b.type)
-        sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-        b_row = []
-        for j in range(vectors):
-            b_row.append(builder.load(at(builder, b_now, ir.Constant(i64, 4 * LANES * j), factors)))
-            b_row[j].align = 4
-        new = []
+        at_once = ir.Constant(i64, AT_ONCE)
+        with cgutils.for_range(builder, builder.udiv(steps, at_once)):
+            for _ in range(AT_ONCE):
+                step()
+        with cgutils.for_range(builder, builder.urem(steps, at_once)):
+            step()
         for i in range(rows):
-            number = builder.load(at(builder, a_now, a_rows[i], numbers.factor))
-            first = builder.insert_element(undefined, number, ir.Constant(i32, 0))
-            everywhere = builder.shuffle_vector(first, undefined, broadcast)
-            new.append([numbers.multiply_add(builder, everywhere, b_row[j], sums[i][j])
-                        for j in range(vectors)])  # fmt: skip
-        after = builder.add(step, ir.Constant(i64, 1))
-        changes = [(step, ir.Constant(i64, 0), after),
-                   (a_now, a, builder.gep(a_now, [a_step])),
-                   (b_now, b, builder.gep(b_now, [b_step]))]  # fmt: skip
-        for i in range(rows):
-            changes += [(sums[i][j], zero, new[i][j]) for j in range(vectors)]
-        for phi, start, end in changes:
-            phi.add_incoming(start, before)
-            phi.add_incoming(end, loop)
-        builder.cbranch(builder.icmp_signed("<", after, steps), loop, done)
-
-        builder.position_at_end(done)
-        for i in range(rows):
-            c_now = builder.gep(c, [builder.mul(c_row, ir.Constant(i64, i))])
+            start = away(c_now, c_rows[i])
             for j in range(vectors):
-                place = at(builder, c_now, ir.Constant(i64, 4 * LANES * j), vector)
-                result = new[i][j]
+                place = builder.gep(start, [ir.Constant(i64, 4 * LANES * j)])
+                result = builder.load(sums[i][j])
                 if add:
-                    old = builder.load(place)
-                    old.align = 4
-                    result = builder.fadd(old, result)
-                builder.store(result, place).align = 4
+                    result = builder.fadd(load(place, vector), result)
+                builder.store(result, builder.bitcast(place, vector.as_pointer())).align = 4
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(_, a, a_row, a_step, b, b_step, c, c_row, steps):
+    def tile(_, a, a_stride, b, b_step, c, c_row, steps):
         p, n = types.uintp, types.intp
-        return types.void(p, n, n, p, n, p, n, n), generate
+        return types.void(p, n, p, n, p, n, n), generate
 
     return tile
 
 
-_write = make_tile(ROWS, VECTORS, add=False)
-_add = make_tile(ROWS, VECTORS, add=True)
-
-
-@kernel
-def tile(add, a, a_row, a_step, b, b_step, c, c_row, steps):
-    """One tile: C = A @ B, or C += A @ B if add; the arguments are make_tile's."""
-    if add:
-        _add(a, a_row, a_step, b, b_step, c, c_row, steps)
-    else:
-        _write(a, a_row, a_step, b, b_step, c, c_row, steps)
+_write_rows, _write_columns = (make_tile(ROWS, VECTORS, False, turned) for turned in (False, True))
+_add_rows, _add_columns = (make_tile(ROWS, VECTORS, True, turned) for turned in (False, True))
 
 
 @kernel
@@ -148,16 +143,24 @@ def place(x, i, j):
 def multiply(add, c, a, b):
     """C = A @ B, or C += A @ B if add, for matrices that fit into the cache.
 
-    Args:    add; c (M, N), a (M, K), b (K, N) float32; N a multiple of COLUMNS, the rows of b
-             and c without gaps between their numbers. Rows of a and c are read and written up to
-             the next multiple of ROWS: there must be memory for them.
+    Args:    add; c (M, N), a (M, K), b (K, N) float32; N a multiple of COLUMNS; the rows of b
+             and c without gaps between their numbers, and the rows of a too, or else its columns.
+             Rows of a and c are read and written up to the next multiple of ROWS: there must be
+             memory for them.
     """
     for i in range(0, c.shape[0], ROWS):
         for j in range(0, c.shape[1], COLUMNS):
-            tile(
-                add, place(a, i, 0), a.strides[0], a.strides[1],
-                place(b, 0, j), b.strides[0], place(c, i, j), c.strides[0], b.shape[0],
-            )  # fmt: skip
+            strips = place(a, i, 0), max(a.strides[0], a.strides[1]), place(b, 0, j), b.strides[0]
+            target = place(c, i, j), c.strides[0]
+            if a.strides[1] == a.itemsize:
+                if add:
+                    _add_rows(*strips, *target, b.shape[0])
+                else:
+                    _write_rows(*strips, *target, b.shape[0])
+            elif add:
+                _add_columns(*strips, *target, b.shape[0])
+            else:
+                _write_columns(*strips, *target, b.shape[0])
 
 
 @intrinsic
