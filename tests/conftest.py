@@ -38,6 +38,17 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiling_is_not_announced():
+    """Which test is the first to need a kernel is chance; what that one prints should not be."""
+    from npgpt.backend import kernels_enabled
+
+    if kernels_enabled():
+        from npgpt.backend.cpu.compile import Announcer
+
+        Announcer.said = True
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder of development data beside the project, for tests on real text."""

@@ -14,10 +14,9 @@ from fake_device import DeviceArray
 from npgpt.backend.cuda import cublaslt, linear
 from npgpt.backend.cuda.cublaslt import CublasLt, CublasLtError
 from npgpt.backend.cuda.matrices import describe, lie
-from npgpt.layers import affine_backward, affine_forward, linear_backward, linear_forward
+from npgpt.layers import linear_backward, linear_forward
 
-BF16 = KINDS[14]
-F32 = np.dtype(np.float32)
+F32, F16, BF16 = KINDS[0], KINDS[2], KINDS[14]
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +189,7 @@ def test_where_there_is_no_pedantic_float32_the_plain_one_does(capsys):
 
 @pytest.fixture(params=["cublasLt", "fallback"])
 def gpu(request, monkeypatch):
-    """float32 and bfloat16 arrays of the fake device go to the kernels, and these to a fake."""
+    """Arrays of the fake device go to the kernels, and these to a fake."""
     from npgpt.backend.fused import KERNELS
 
     opened = (CublasLt(FakeDll(), FakeClock()), None)
@@ -203,22 +202,23 @@ def gpu(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3), (1, 1), (5,)])
 def test_linear_layers(gpu, capsys, dtype, turned, shape):
     x = numbers(*shape, 6, dtype=dtype)
     w = numbers(8, 6, dtype=dtype).T if turned else numbers(6, 8, dtype=dtype)
-    b, dy = numbers(8, dtype=dtype), numbers(*shape, 8, dtype=dtype, seed=5)
-    y, cache = affine_forward(*map(on_device, (x, w, b)))
-    dx, dw, db = affine_backward(on_device(dy), cache)
-    wide = [z.astype(np.float64) for z in (x, w, b, dy)]
-    expected, expected_cache = affine_forward.text(*wide[:3])
-    expected = expected, *affine_backward.text(wide[3], expected_cache)
-    for got, want, kind in zip((y, dx, dw, db), expected, (dtype, dtype, F32, F32)):
+    dy = numbers(*shape, 8, dtype=dtype, seed=5)
+    y, cache = linear_forward(*map(on_device, (x, w)))
+    dx, dw = linear_backward(on_device(dy), cache)
+    wide = [z.astype(np.float64) for z in (x, w, dy)]
+    expected, expected_cache = linear_forward.text(*wide[:2])
+    expected = expected, *linear_backward.text(wide[2], expected_cache)
+    allowed = {F32: 1e-5, BF16: 2**-7, F16: 2**-10}
+    for got, want, kind in zip((y, dx, dw), expected, (dtype, dtype, F32)):
         assert got.dtype == kind and got.shape == want.shape
         error = np.abs(got.get().astype(np.float64) - want).max()
-        assert error <= (2**-7 if kind == BF16 else 1e-5) * (1.0 + np.abs(want).max())
+        assert error <= allowed[kind] * (1.0 + np.abs(want).max())
     if turned:
         assert dw.T.flags.c_contiguous, "it is added to a table that lies so"
     said = capsys.readouterr().err
@@ -251,7 +251,7 @@ def test_the_library_takes_these_descriptions():
     for name, arguments in cublaslt.SIGNATURES.items():
         getattr(dll, name).argtypes = arguments
     dll.cublasLtGetStatusString.restype = ctypes.c_char_p
-    for dtype, out_dtype in ((F32, F32), (BF16, BF16), (BF16, F32)):
+    for dtype, out_dtype in ((F32, F32), (BF16, BF16), (BF16, F32), (F16, F16), (F16, F32)):
         a, b = numbers(7, 4, dtype=dtype).T, numbers(7, 8, dtype=dtype)
         shape = describe(*map(on_device, (np.empty((4, 8), out_dtype), a, b)))
         for compute in cublaslt.COMPUTE[shape.compute]:

@@ -20,19 +20,23 @@ from npgpt.backend.cuda import compile as cuda  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# Turing knows no bfloat16; from Ampere on, all of it.
+BFLOAT16, FLOAT16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
+# Turing knows no bfloat16; from Ampere on, all of it. It has float16, but in smaller matrices.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 MOST_REGISTERS = {
     "columns.cu": 64,
+    "dropout.cu": 40,
     "elementwise.cu": 32,
     "embedding.cu": 64,
+    "layernorm.cu": 64,
     "loss.cu": 48,
+    "mlp.cu": 40,
     "model.cu": 48,
     "optim.cu": 64,
     "rmsnorm.cu": 80,
     "rope.cu": 40,
-    "steps.cu": 32,
+    "shared_row.cu": 48,
+    "steps.cu": 64,  # of one thread
     "swiglu.cu": 48,
     "attention.cu": 128,  # 65,536 of a multiprocessor, for two blocks of 256 threads
     "attention_mma.cu": 255,  # for two blocks of 128 threads, where D is 128
@@ -50,6 +54,12 @@ def sources_for(architecture):
         sources += [attention_on_tensor_cores(BFLOAT16, 64)]
     if architecture == 80:
         sources += [attention(BFLOAT16, 8, 64), attention(FLOAT32, 4, 128)]
+        sources += [attention(FLOAT32, 4, 64, drops=1)]
+    if architecture == 75:
+        sources += [attention(FLOAT16, 8, 64), *variants(FLOAT16, 8)]
+    if architecture in (80, 90, 120):
+        sources += [attention_on_tensor_cores(FLOAT16, 64, turn=1)]
+        sources += [attention_on_tensor_cores(BFLOAT16, 64, drops=1)]
     return sources
 
 
@@ -74,7 +84,9 @@ def test_kernels_compile_without_spills(architecture, logs):
         assert set(kernels) == set(source.signatures)
         for kernel, (registers, spilled, stack) in kernels.items():
             assert spilled == stack == 0, f"{source.name}, {kernel}"
-            assert registers <= MOST_REGISTERS[source.name], f"{source.name}, {kernel}"
+            most = MOST_REGISTERS[source.name]
+            most = max(most, 64) if architecture == 75 else most  # it has 64 for all of its threads
+            assert registers <= most, f"{source.name}, {kernel}"
 
 
 def test_the_report_shows_a_spill():

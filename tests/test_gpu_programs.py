@@ -74,6 +74,37 @@ def test_a_run_is_trained_resumed_and_heard(tmp_path):
 
 
 @needs_compiler
+def test_fp16_keeps_its_scale_where_a_run_is_stopped(tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for folder, steps in ((whole, "4"), (halves, "2")):
+        folder.mkdir()
+        done = train(folder, *SMALL, "--run", "a", "--dtype", "fp16", "--steps", steps)
+        assert done.returncode == 0, done.stderr
+        assert "preset tiny, seed 1, cupy, fp16\n" in done.stdout
+        assert " | scale 65,536 | " in done.stdout
+    done = train(halves, "--resume", "--steps", "4")
+    assert done.returncode == 0 and " | scale 65,536 | " in done.stdout, done.stderr
+    states = [
+        json.loads((folder / "runs/a/checkpoints/step-00000004/state.json").read_text("utf-8"))
+        for folder in (whole, halves)
+    ]
+    for state in states:
+        assert state["loss_scale"] == [65536.0, 4] and state["optimizer_step"] == 4
+
+
+@needs_compiler
+def test_what_the_other_presets_are_made_of_has_kernels_too(tmp_path):
+    parts = (
+        "--norm layernorm --position learned --mlp gelu_tanh --bias --dropout 0.1 "
+        "--attention-dropout 0.1 --label-smoothing 0.1 --steps 2"
+    ).split()
+    done = train(tmp_path, *SMALL, *parts, "--run", "a")
+    assert done.returncode == 0, done.stderr
+    assert "cupy, bf16\n" in done.stdout and "there are no bf16 kernels" not in done.stderr
+    assert sorted(read_losses(tmp_path)) == [1, 2]
+
+
+@needs_compiler
 def test_the_text_trains_on_a_gpu_and_the_kernels_as_it_does(tmp_path):
     losses = {}
     for kernels in ("off", "on"):

@@ -6,10 +6,10 @@
     python -m benchmarks.gpu --parts sanitize             NVIDIA's memory and race checkers, slow
 
 The parts, each in a process of its own, so that one that fails takes none of the others along:
-    parity     every layer and the whole model on this GPU, in float32 and bf16, against the
+    parity     every layer and the whole model on this GPU, in float32, bf16 and fp16, against the
                lecture text in float64; and whether the same seed gives the same bits
     ceilings   what the GPU can do at best: matrix products, and copying
-    kernels    each kernel at the shapes of the 40M preset: microseconds, and share of the ceiling
+    kernels    each kernel at the shapes of a preset: microseconds, and share of the ceiling
     steps      whole training steps, beside PyTorch's in its fastest forms, taking turns
     generate   tokens a second from a KV cache, beside PyTorch's
     train      the 40M preset, trained for some minutes: its loss curve

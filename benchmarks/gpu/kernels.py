@@ -1,4 +1,7 @@
-"""Each kernel at the shapes of the 40M preset: how long it takes, and how near to its ceiling.
+"""Each kernel at the shapes of a preset: how long it takes, and how near to its ceiling.
+
+The parts of a Llama are tried at those of tinystories-40m, the parts of a GPT-2 at those of
+gpt2-124m; both for 32,768 tokens.
 
 A kernel that reads and writes is held against the copy bandwidth, a matrix product against the
 largest one of `ceilings`. Bytes are those of all arrays that go in and come out, once each.
@@ -13,7 +16,7 @@ from npgpt.backend import bfloat16
 from npgpt.layers import rope_table
 
 SETS = 3  # of arrays, which take turns, so that nothing is found in the cache
-ROWS = 256
+TOKENS = 32_768
 
 
 def arrays_in(value):
@@ -36,17 +39,10 @@ def contenders(config, xp, dtype):
 
     Returns: a list of (name, forward, backward, make), where make() gives the forward's arguments.
     """
-    from npgpt.backend.cuda.elementwise import cast
-
-    B, T, C, F = ROWS, config.block_size, config.n_embd, config.n_hidden
+    B, T, C, F = TOKENS // config.block_size, config.block_size, config.n_embd, config.n_hidden
     H, G, D, V = config.n_head, config.n_kv_head, config.head_dim, config.vocab_size
-    rng = np.random.default_rng(1)
-    noise = cast(xp.asarray(rng.standard_normal(1 << 24, dtype=np.float32)), dtype)
-
-    def some(*shape):
-        """Random numbers of a shape, in memory of their own."""
-        size = int(np.prod(shape))
-        return xp.tile(noise, -(-size // noise.size))[:size].reshape(shape)
+    rng, some = np.random.default_rng(1), source_of_noise(xp, dtype)
+    noise = some(1)
 
     def ids(*shape):
         return xp.asarray(rng.integers(0, V, shape))
@@ -76,8 +72,50 @@ def contenders(config, xp, dtype):
         ("swiglu", layers.swiglu_forward, layers.swiglu_backward, lambda: (some(B, T, 2 * F),)),
         ("cross_entropy", layers.cross_entropy_forward, layers.cross_entropy_backward,
          lambda: (some(B, T, V), ids(B, T))),
+        ("smooth_cross_entropy", layers.smooth_cross_entropy_forward,
+         layers.smooth_cross_entropy_backward, lambda: (some(B, T, V), ids(B, T), 0.1)),
     ]  # fmt: skip
-    return found, some
+    return found
+
+
+def contenders_of_gpt2(config, xp, dtype):
+    """The same of what a GPT-2 has, and a Llama has not."""
+    B, T, C, F = TOKENS // config.block_size, config.block_size, config.n_embd, config.n_hidden
+    H, D, some = config.n_head, config.head_dim, source_of_noise(xp, dtype)
+    key = xp.asarray(np.array([12345], np.uint64))  # as a recorded step has it
+    affine = layers.affine_forward, layers.affine_backward
+    return [
+        ("affine wqkv", *affine, lambda: (some(B, T, C), some(C, 3 * C), some(3 * C))),
+        ("affine w_down", *affine, lambda: (some(B, T, F), some(F, C), some(C))),
+        ("layernorm", layers.layernorm_forward, layers.layernorm_backward,
+         lambda: (some(B, T, C), some(C), some(C))),
+        ("position", layers.position_forward, layers.position_backward,
+         lambda: (some(B, T, C), some(T, C))),
+        ("relu", layers.relu_forward, layers.relu_backward, lambda: (some(B, T, F),)),
+        ("gelu", layers.gelu_forward, layers.gelu_backward, lambda: (some(B, T, F),)),
+        ("gelu_tanh", layers.gelu_tanh_forward, layers.gelu_tanh_backward,
+         lambda: (some(B, T, F),)),
+        ("dropout", layers.dropout_forward, layers.dropout_backward,
+         lambda: (some(B, T, C), 0.1, key)),
+        ("attention, T = 1024", layers.attention_forward, layers.attention_backward,
+         lambda: [some(B, T, H, D) for _ in "qkv"]),
+        ("dropped_attention", layers.dropped_attention_forward, layers.dropped_attention_backward,
+         lambda: (*(some(B, T, H, D) for _ in "qkv"), 0.1, key)),
+    ]  # fmt: skip
+
+
+def source_of_noise(xp, dtype):
+    """A function from a shape to random numbers, in memory of their own."""
+    from npgpt.backend.cuda.elementwise import cast
+
+    rng = np.random.default_rng(1)
+    noise = cast(xp.asarray(rng.standard_normal(1 << 24, dtype=np.float32)), dtype)
+
+    def some(*shape):
+        size = int(np.prod(shape))
+        return xp.tile(noise, -(-size // noise.size))[:size].reshape(shape)
+
+    return some
 
 
 def flops(name, args):
@@ -85,10 +123,10 @@ def flops(name, args):
 
     Attention's are those under the mask.
     """
-    if name.startswith("linear"):
-        x, w = args
+    if name.startswith(("linear", "affine")):
+        x, w, *_ = args
         return 2 * x.size * w.shape[1]
-    if name == "attention":
+    if name.startswith(("attention", "dropped_attention")):
         B, T, H, D = args[0].shape
         return 2 * B * H * T * (T + 1) * D
     if name == "rope_attention":
@@ -145,8 +183,11 @@ def measure(report, wishes):
     clock, config = Clock(Runtime()), preset()
     best = ceilings(clock)
     clock.runtime.pool.free_all_blocks()
-    found, some = contenders(config, cupy, bfloat16())
-    for contender in found:
+    some, gpt2 = source_of_noise(cupy, bfloat16()), preset("gpt2-124m")
+    for contender in [
+        *contenders(config, cupy, bfloat16()),
+        *contenders_of_gpt2(gpt2, cupy, bfloat16()),
+    ]:
         try:
             time_pair(report, clock, best, contender, some, "bf16")
         except Exception as error:
@@ -159,4 +200,4 @@ def measure(report, wishes):
 
 
 if __name__ == "__main__":
-    run("Kernels at the shapes of the 40M preset", measure)
+    run("Kernels at the shapes of the presets", measure)

@@ -2,9 +2,9 @@
 
 Each kernel is given the same inputs as the lecture text in float64, from gradcheck's table and at
 larger shapes. In float32 its error may be twice that of the text in float32, plus some
-roundings; in bf16 one rounding of the result more, and in attention, whose tensor cores are fed
-with rounded weights, two. What a backward is given is the cache of its own forward, so that its
-error is its own.
+roundings; in bf16 and fp16 one rounding of the result more. It is two where a product is rounded
+before its bias is added, and in attention, whose tensor cores are fed with rounded weights. What a
+backward is given is the cache of its own forward, so that its error is its own.
 """
 
 import numpy as np
@@ -12,19 +12,31 @@ import numpy as np
 from benchmarks.gpu.part import preset, run
 from gradcheck.cases import (
     CASES,
+    biased,
     cases_of,
+    channels,
+    forgetful,
     gates,
     guesses,
     heads,
+    masked,
+    places,
     rows,
     tokens,
     turned,
     turned_heads,
 )
+from npgpt import layers
 from npgpt.backend import bfloat16, to_host
 from npgpt.backend.fused import find_kernel
 
-FLOOR, ROUNDING = 16 * 2.0**-24, 2.0**-8
+FLOOR = 16 * 2.0**-24
+ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # by the name of a dtype
+# Whose results are rounded twice.
+TWICE = (
+    layers.affine_forward, layers.attention_forward, layers.dropped_attention_forward,
+    layers.rope_attention_forward,
+)  # fmt: skip
 PACKAGE = "npgpt.backend.cuda"
 LAYERS = sorted({c.layer for c in CASES if c.forward.__module__.startswith("npgpt.layers.")})
 LARGER = (
@@ -37,13 +49,27 @@ LARGER = (
     ("swiglu", "preset", gates((4, 128, 4096))),
     ("loss", "preset", guesses((4, 128, 10_000))),
     ("embedding", "preset", tokens((8, 128), V=10_000, C=512, used=700)),
+    ("linear", "with a bias, GPT-2's", biased((4, 128, 768), (768, 2304))),
+    ("layernorm", "GPT-2's", rows((8, 128, 768), bias=True)),
+    ("layernorm", "more than a slice", rows((2, 40, 4096), bias=True)),
+    ("rmsnorm", "more than a slice", rows((2, 40, 4096))),
+    ("position", "GPT-2's", places((4, 128, 768), 1024, start=3)),
+    ("mlp", "relu, GPT-2's", channels((4, 128, 3072))),
+    ("mlp", "gelu, GPT-2's", channels((4, 128, 3072), 2.0)),
+    ("mlp", "gelu_tanh, GPT-2's", channels((4, 128, 3072), 2.0)),
+    ("dropout", "GPT-2's", masked((4, 128, 768), 0.1, start=2**33)),
+    ("attention_dropout", "GPT-2's", forgetful(heads(2, 128, 12, 64), 0.1, start=2**33)),
+    ("loss", "smooth, preset", guesses((4, 128, 10_000), smoothing=0.1)),
 )
 
 
 def larger_cases():
     """Rows of gradcheck's table at the shapes of the preset."""
     for layer, name, make in LARGER:
-        yield cases_of(layer)[0].replace(name=name, note="", make=make)
+        rows = cases_of(layer)
+        kind = name.partition(",")[0]  # of a layer's functions, where it has several
+        like = next((case for case in rows if case.name.partition(",")[0] == kind), rows[0])
+        yield like.replace(name=name, note="", make=make)
 
 
 def text(function):
@@ -109,19 +135,20 @@ def check_case(case, dtype, xp):
     worst = 0.0
     for name, z in {"y": y, **grads}.items():
         here = host64(z)
-        once = 0.0 if dtype == np.float32 else ROUNDING * (2 if "attention" in case.layer else 1)
-        allowed = once + 2.0 * relative(plain[name], truth[name]) + FLOOR
+        roundings = ROUNDING[np.dtype(dtype).name] * (2 if case.forward in TWICE else 1)
+        allowed = roundings + 2.0 * relative(plain[name], truth[name]) + FLOOR
         worst = max(worst, relative(here, truth[name]) / allowed)
     return worst
 
 
 def check_layers(report, xp, larger=True):
-    """All rows of the table in float32, and in bf16 those whose layers have kernels.
+    """All rows of the table in float32, and in 16 bits those whose layers have kernels.
 
     Args:    report; xp; larger, whether the shapes of the preset are tried too.
     """
     more = list(larger_cases()) if larger else []
-    for name, dtype in (("float32", np.dtype(np.float32)), ("bf16", bfloat16())):
+    float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
+    for name, dtype in (("float32", float32), ("bf16", bfloat16()), ("fp16", float16)):
         for layer in LAYERS:
             errors = {}  # by case
             for case in [*cases_of(layer), *(c for c in more if c.layer == layer)]:
@@ -136,6 +163,26 @@ def check_layers(report, xp, larger=True):
                 said = f"{len(errors)} cases, the worst {worst!r}"
                 report.add(f"{layer}, {name}: error, of what is allowed ({said})",
                            errors[worst], at_most=1.0)  # fmt: skip
+
+
+def check_conversions(report, xp):
+    """Is float32 made of, and to, 16 bits as NumPy does it, to the last bit and to infinity?"""
+    from npgpt.backend.cuda.elementwise import cast
+
+    for name, dtype in (("bf16", bfloat16()), ("fp16", np.dtype(np.float16))):
+        every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+        every = every[np.isfinite(every.astype(np.float32))]
+        wide = np.sort(every.astype(np.float32))
+        middles = (wide[1:] + (wide[1:] - wide[:-1]) * -0.5).astype(np.float32)
+        edges = np.array([65519.9, 65520.0, 1e9, 3.39e38, np.inf], np.float32)
+        x = np.concatenate(
+            [wide, middles, np.nextafter(middles, np.float32(np.inf)), edges, -edges]
+        )
+        narrow = to_host(cast(xp.asarray(x), dtype)).view(np.uint16)
+        back = to_host(cast(xp.asarray(every), np.float32))
+        same = np.array_equal(narrow, x.astype(dtype).view(np.uint16))
+        same = same and np.array_equal(back, every.astype(np.float32))
+        report.add(f"{name} and back, bit for bit as NumPy", float(same), at_least=1.0)
 
 
 def model_gradients(config, dtype, xp, rows=2):
@@ -176,24 +223,27 @@ def device_steps(config, dtype, batch, graph=True, seed=5, lr=1e-3, steps=6):
 
 def text_steps(config, batch, seed=5, lr=1e-3, steps=6):
     """The same steps by the text, in float64 on the CPU."""
-    from npgpt.model import init_parameters, loss_and_gradients
+    from npgpt.model import Chance, init_parameters, loss_and_gradients
     from npgpt.optim import AdamW, clip_gradient
 
     params = init_parameters(config, seed, np.float64)
     grads, optimizer, losses = params.zeros_like(), AdamW.for_parameters(params), []
     for i in range(steps):
         grads.flat[...] = 0.0
-        loss = loss_and_gradients(params, grads, *batch[i % len(batch)], config)
+        chance = Chance(0, i) if config.drops else None
+        loss = loss_and_gradients(params, grads, *batch[i % len(batch)], config, chance=chance)
         losses.append((float(loss), clip_gradient(grads.flat, 1.0)))
         optimizer.update(params.flat, grads.flat, lr)
     return np.array(losses)
 
 
-def small_model():
+def small_model(**parts):
     """A model on which 200 steps in float64 take seconds, and its batches."""
     from npgpt.model import GPTConfig
 
-    config = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=2, n_embd=64, n_hidden=96)
+    config = GPTConfig(
+        vocab_size=96, block_size=32, n_layer=2, n_head=2, n_embd=64, n_hidden=96, **parts
+    )
     ids = np.random.default_rng(7).integers(0, 96, (8, 8, 33))
     return config, [(b[:, :-1].copy(), b[:, 1:].copy()) for b in ids]
 
@@ -207,22 +257,29 @@ def check_model(report, xp):
 
 
 def check_steps(report, xp):
-    config, batch = small_model()
-    expected = text_steps(config, batch, steps=200)
-    for dtype, bar in (("float32", 2e-3), ("tf32", 3e-2), ("bf16", 6e-2)):
-        for graph in (False, True):
-            way = "graph" if graph else "no graph"
-            try:
-                results, weights = device_steps(config, dtype, batch, graph, steps=200)
-                apart = np.max(np.abs(results[:, 0] / expected[:, 0] - 1.0))
-                report.add(f"200 steps, {dtype}, {way}: loss, apart from float64", apart,
-                           at_most=bar)  # fmt: skip
-                again, same = device_steps(config, dtype, batch, graph, steps=200)
-                equal = np.array_equal(weights, same) and np.array_equal(results, again)
-                report.add(f"200 steps, {dtype}, {way}: the same bits again", float(equal),
-                           at_least=1.0)  # fmt: skip
-            except Exception as error:
-                report.failed(f"200 steps, {dtype}, {way}", error)
+    """200 steps of a Llama; and of what a GPT-2 has, where each step drops something else."""
+    gpt2 = dict(norm="layernorm", position="learned", mlp="gelu", bias=True, dropout=0.1,
+                attention_dropout=0.1)  # fmt: skip
+    for name, parts in (("200 steps", {}), ("200 steps of GPT-2's parts", gpt2)):
+        config, batch = small_model(**parts)
+        expected = text_steps(config, batch, steps=200)
+        for dtype, bar in (("float32", 2e-3), ("tf32", 3e-2), ("fp16", 3e-2), ("bf16", 6e-2)):
+            for graph in (False, True):
+                title = f"{name}, {dtype}, {'graph' if graph else 'no graph'}"
+                try:
+                    check_200_steps(report, title, config, dtype, batch, graph, expected, bar)
+                except Exception as error:
+                    report.failed(title, error)
+
+
+def check_200_steps(report, title, config, dtype, batch, graph, expected, bar):
+    """Two rows: how far the losses are from those expected; whether a second run has their bits."""
+    results, weights = device_steps(config, dtype, batch, graph, steps=200)
+    apart = np.max(np.abs(results[:, 0] / expected[:, 0] - 1.0))
+    report.add(f"{title}: loss, apart from float64", apart, at_most=bar)
+    again, same = device_steps(config, dtype, batch, graph, steps=200)
+    equal = np.array_equal(weights, same) and np.array_equal(results, again)
+    report.add(f"{title}: the same bits again", float(equal), at_least=1.0)
 
 
 def check_sampling(report, xp):
@@ -243,7 +300,7 @@ def check_sampling(report, xp):
 def measure(report, wishes):
     import cupy
 
-    for check in (check_layers, check_model, check_steps, check_sampling):
+    for check in (check_conversions, check_layers, check_model, check_steps, check_sampling):
         try:
             with np.errstate(all="ignore"):
                 check(report, cupy)

@@ -51,12 +51,12 @@ def run(title, measure):
     measure(report, SimpleNamespace(**json.loads(sys.argv[2])))
 
 
-def preset():
-    """The GPTConfig of the 40M preset."""
+def preset(name="tinystories-40m"):
+    """The sizes of a preset, as a GPTConfig."""
     from npgpt.model import GPTConfig
     from npgpt.settings import Settings, with_preset
 
-    s = with_preset(Settings(preset="tinystories-40m"), {"preset"})
+    s = with_preset(Settings(preset=name), {"preset"})
     return GPTConfig(
         vocab_size=s.vocab_size, block_size=s.block_size, n_layer=s.n_layer, n_head=s.n_head,
         n_kv_head=s.n_kv_head, n_embd=s.n_embd, n_hidden=s.n_hidden, tie=s.tie,

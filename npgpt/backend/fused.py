@@ -8,7 +8,7 @@ cache: so a kernel's backward can undo the text's forward, and the reverse.
 Which one runs is decided here, by what a function is given:
 
     float32 NumPy arrays            the kernel in npgpt.backend.cpu, if Numba is installed
-    float32, bfloat16 CuPy arrays   the kernel in npgpt.backend.cuda
+    float32, 16-bit CuPy arrays     the kernel in npgpt.backend.cuda: for bfloat16 and float16
     float64, complex128             the text, always: so a gradient check checks the text
     anything that a kernel refuses  the text: a kernel returns NotImplemented for shapes that
                                     do not fit, and what is wrong is said in one place only
@@ -64,14 +64,14 @@ def kernel_package(values):
 
     Args:    values, arguments of a fused function.
     Returns: the package's name if all arrays of real numbers are of one kind that has kernels,
-             and float32, or on a GPU bfloat16; otherwise None.
+             and float32, or on a GPU bfloat16 or float16; otherwise None.
     """
     package = None
     for value in values:
         kind = type(value)
         if kind is tuple:
-            if all(isinstance(part, PLAIN) for part in value):
-                continue  # a cache of numbers only, as dropout's
+            if all(isinstance(part, PLAIN) or is_integers(part) for part in value):
+                continue  # a cache without real numbers in arrays, as dropout's
             found = kernel_package(value)
         elif kind not in KERNELS and isinstance(value, PLAIN):
             continue
@@ -87,6 +87,11 @@ def kernel_package(values):
     return package
 
 
+def is_integers(value):
+    """Whether a value is an array of integers."""
+    return hasattr(value, "dtype") and value.dtype.kind in "iu"
+
+
 def is_known(kind):
     """Whether a type has kernels that KERNELS did not list yet; now it does."""
     name = f"{kind.__module__}.{kind.__qualname__}"
@@ -97,7 +102,9 @@ def is_known(kind):
 
 def fits(dtype, package):
     """Whether a package has kernels for numbers of this type."""
-    return dtype == FLOAT32 or (dtype.name == "bfloat16" and package == "npgpt.backend.cuda")
+    if package == "npgpt.backend.cuda":
+        return dtype.name in ("float32", "bfloat16", "float16")
+    return dtype == FLOAT32
 
 
 def find_kernel(package, text):

@@ -24,17 +24,22 @@ import numpy as np
 from fake_device import DeviceArray
 
 from npgpt.folders import user_cache
+from npgpt.locks import locked
 
 SHIM = (Path(__file__).parent / "shim.h").read_text("utf-8")
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = (
-    "-std=c++17", "-O1", "-march=native", "-ffp-contract=fast",  # a GPU too adds as it multiplies
+    "-std=c++17", "-O1", "-march=native",
+    "-ffp-contract=fast", "-fexpensive-optimizations",  # a GPU too adds as it multiplies
     "-shared", "-fPIC", "-fvisibility=hidden", "-w",
 )  # fmt: skip
 COMPILERS = ThreadPoolExecutor(os.cpu_count())
 LEAST_SHARED_BYTES = 64 * 1024  # that a block can have on Turing; later GPUs have more
 STRIP = 256  # bytes of NaN before and after each array
-NUMBERS = {np.int32: ctypes.c_int, np.int64: ctypes.c_longlong, np.float32: ctypes.c_float}
+NUMBERS = {
+    np.int32: ctypes.c_int, np.int64: ctypes.c_longlong, np.uint64: ctypes.c_ulonglong,
+    np.float32: ctypes.c_float,
+}  # fmt: skip
 
 
 class CpuDevice:
@@ -144,14 +149,15 @@ def _built(text):
     """Compile a program, or take the library that was compiled from the same text before."""
     key = hashlib.sha256(repr((text, COMPILER, compiler_version(), FLAGS)).encode()).hexdigest()
     library = cache_folder() / f"{key[:24]}.so"
-    if not library.exists():
-        part = library.with_suffix(f".{os.getpid()}.so")
-        done = subprocess.run(
-            [COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(part)],
-            input=text, capture_output=True, text=True, encoding="utf-8",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[:4000]
-        os.replace(part, library)
+    with locked(library.with_suffix(".lock")):  # test files that run side by side ask for the same
+        if not library.exists():
+            part = library.with_suffix(f".{os.getpid()}.so")
+            done = subprocess.run(
+                [COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(part)],
+                input=text, capture_output=True, text=True, encoding="utf-8",
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[:4000]
+            os.replace(part, library)
     return library
 
 

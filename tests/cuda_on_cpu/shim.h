@@ -12,10 +12,18 @@
 //         an error.
 // It says nothing about speed, bank conflicts, or what a GPU's memory does asynchronously.
 
-#include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+
+// What kernels call of <math.h>, which in C++ takes longer to read than most kernels to compile.
+extern "C" {
+float erff(float), expf(float), exp2f(float), fabsf(float), fmaxf(float, float), logf(float);
+float rintf(float), sqrtf(float);
+double pow(double, double), sqrt(double);
+void abort();
+}
+#define INFINITY __builtin_inff()
+#define NAN __builtin_nanf("")
 
 #define __global__
 #define __device__ static inline
@@ -247,15 +255,41 @@ static inline unsigned __float_as_uint(float x) {
     return bits;
 }
 
-typedef unsigned short bf16;
-
-static inline bf16 to_bf16(float x) {
-    unsigned bits = __float_as_uint(x);
-    if (x != x) return 0x7fff;
-    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+static inline float __fmul_rn(float x, float y) {  // never one with the sum that follows
+    volatile float product = x * y;
+    return product;
 }
-static inline unsigned to_bf16_pair(float first, float second) {
-    return (unsigned)to_bf16(first) | ((unsigned)to_bf16(second) << 16);
+
+struct bf16 { unsigned short bits; };
+struct fp16 { unsigned short bits; };
+
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+static inline float to_float(fp16 x) {
+    unsigned size = x.bits & 0x7fffu, sign = (x.bits & 0x8000u) << 16;
+    float y = size < 0x7c00 ? __uint_as_float(size << 13) * 0x1p112f  // an exponent less by 112
+                            : __uint_as_float(size << 13 | 0x7f800000u);
+    return __uint_as_float(__float_as_uint(y) | sign);
+}
+
+template <class number> static number rounded(float x);
+template <> float rounded<float>(float x) { return x; }
+template <> bf16 rounded<bf16>(float x) {
+    unsigned bits = __float_as_uint(x);
+    if (x != x) return {0x7fff};
+    return {(unsigned short)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <> fp16 rounded<fp16>(float x) {
+    float size = fabsf(x);
+    unsigned sign = __float_as_uint(x) >> 16 & 0x8000u, bits = __float_as_uint(size);
+    if (x != x) return {0x7fff};
+    if (size >= 65520.0f) bits = 0x7c00;  // half way from the largest to what would come next
+    else if (size < 0x1p-14f) bits = (unsigned)rintf(size * 0x1p24f);
+    else bits = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+    return {(unsigned short)(bits | sign)};
+}
+template <class number> static unsigned rounded_pair(float first, float second) {
+    return rounded<number>(first).bits | ((unsigned)rounded<number>(second).bits << 16);
 }
 
 static inline float fast_exp2(float x) { return exp2f(x); }
@@ -263,11 +297,12 @@ static inline float fast_exp2(float x) { return exp2f(x); }
 // The tensor cores' ways to spread matrices over a warp, as primitives.cuh tells them.
 struct Fragments { unsigned a[4], b[2]; };
 
-static inline float half_of(unsigned pair, int which) {
-    return __uint_as_float(which ? pair & 0xffff0000u : pair << 16);
+template <class number> static float half_of(unsigned pair, int which) {
+    return to_float(number{(unsigned short)(pair >> 16 * which)});
 }
 
-static inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <class number>
+static void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     Fragments mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
     const shim::Slot* slots = shim::show(mine);
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -277,29 +312,30 @@ static inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned 
         for (int k = 0; k < 16; k++) {
             const Fragments* left = (const Fragments*)&slots[row % 8 * 4 + k % 8 / 2];
             const Fragments* right = (const Fragments*)&slots[column * 4 + k % 8 / 2];
-            sum += half_of(left->a[row / 8 + k / 8 * 2], k % 2) * half_of(right->b[k / 8], k % 2);
+            sum += half_of<number>(left->a[row / 8 + k / 8 * 2], k % 2) *
+                   half_of<number>(right->b[k / 8], k % 2);
         }
         c[i] = sum;
     }
 }
 
-static inline void take_matrices(unsigned (&m)[4], const bf16* row, bool across) {
+static inline void take_matrices(unsigned (&m)[4], const void* row, bool across) {
     const shim::Slot* slots = shim::show(row);
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int i = 0; i < 4; i++) {
-        bf16 pair[2];
+        unsigned short pair[2];
         for (int j = 0; j < 2; j++) {
             int from = across ? 2 * t + j : g, column = across ? g : 2 * t + j;
-            const bf16* place = shim::shown<const bf16*>(slots, 8 * i + from);
+            const void* place = shim::shown<const void*>(slots, 8 * i + from);
             if ((uintptr_t)place % 16) abort();  // as a GPU would
-            pair[j] = place[column];
+            memcpy(&pair[j], (const char*)place + 2 * column, 2);
         }
         m[i] = pair[0] | (unsigned)pair[1] << 16;
     }
 }
-static inline void load_matrices(unsigned (&m)[4], const bf16* row) {
+static inline void load_matrices(unsigned (&m)[4], const void* row) {
     take_matrices(m, row, false);
 }
-static inline void load_matrices_across(unsigned (&m)[4], const bf16* row) {
+static inline void load_matrices_across(unsigned (&m)[4], const void* row) {
     take_matrices(m, row, true);
 }

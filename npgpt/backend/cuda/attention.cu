@@ -11,6 +11,11 @@
 //
 // attention_backward_queries also writes delta, which attention_backward_keys reads.
 //
+// With DROPS, y = Σ m · exp(scores − lse) · v with dropout's m; and in the backward
+// ds = p · (m · dy · v − delta) / √D and dv = Σ_t m · p · dy. The weights of all heads are counted
+// from mask_start on, in the order (b, h, t, s); key (1,) lies in the device's memory, see
+// dropout.cu. Without DROPS nobody reads it.
+//
 // Launch: a block of 256 threads for each tile of rows of one head, as (tiles, heads, B). The rows
 // are queries in the forward and for dq, and keys for dk and dv; the block goes through the tiles
 // of the other kind that they meet. So each number of a result is one thread's, who adds up in one
@@ -20,7 +25,7 @@
 // Memory: T numbers a head beside inputs and results. Bytes moved: the rows once, and the
 // other kind once for each tile of rows, mostly from the second cache.
 //
-// Constants: PADDED, the channels of a head with zeros behind the last, a multiple of 16.
+// Constants: PADDED, the channels of a head with zeros behind the last, a multiple of 16; DROPS.
 
 #define SIDE 16
 #define THREADS (SIDE * SIDE)
@@ -34,6 +39,11 @@
 #define OWN_CHANNELS (PADDED / SIDE)
 #define ROW (threadIdx.x / SIDE)
 #define COLUMN (threadIdx.x % SIDE)
+
+// With DROPS, m for the weight that the query t of a head has for the key s; otherwise 1.
+DEVICE float dropped(const Mask& mask, unsigned long long head_start, int t, int s, int S) {
+    return DROPS ? mask_at(mask, head_start + (long long)t * S + s) : 1.0f;
+}
 
 // Rows first, first + 1, … of a head as floats into a tile of ROWS rows; zeros beyond the last.
 template <int ROWS>
@@ -118,7 +128,7 @@ DEVICE void put(
         #pragma unroll
         for (int j = 0; j < OWN_CHANNELS; j++) {
             int row = first + ROW + i * SIDE, c = COLUMN + j * SIDE;
-            if (row < stop && c < D) head[row * stride + c] = to_element(sums[i][j]);
+            if (row < stop && c < D) head[row * stride + c] = rounded<element>(sums[i][j]);
         }
 }
 
@@ -137,7 +147,8 @@ DEVICE float row_max(float x) {
 
 extern "C" __global__ void __launch_bounds__(256) attention_forward(
     const element* q, const element* k, const element* v, element* y, float* lse, float scale,
-    int T, int S, int H, int G, int D, long long q_batch, long long q_place, long long q_head,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G, int D, long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head) {
     const int ROWS = FORWARD_QUERIES / SIDE, COLUMNS = FORWARD_KEYS / SIDE;
     SHARED_MEMORY(memory);
@@ -153,6 +164,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_forward(
     clear(sums);
     #pragma unroll
     for (int i = 0; i < ROWS; i++) peak[i] = -INFINITY, total[i] = 0.0f;
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
+    unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + FORWARD_QUERIES + S - T);  // from here on no query sees a key
     for (int s = 0; s < stop; s += FORWARD_KEYS) {
         fetch<FORWARD_KEYS>(keys, key_head, s, S, k_place, D);
@@ -166,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_forward(
             #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
                 bool seen = s + COLUMN + j * SIDE <= t + S - T;
-                scores[i][j] = seen ? scores[i][j] * scale : -INFINITY;
+                scores[i][j] = seen ? __fmul_rn(scores[i][j], scale) : -INFINITY;
                 high = fmaxf(high, scores[i][j]);
             }
             high = row_max(high);
@@ -175,6 +188,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_forward(
             for (int j = 0; j < COLUMNS; j++) {
                 float weight = expf(scores[i][j] - high);
                 part += weight;
+                weight *= dropped(mask, head_start, t, s + COLUMN + j * SIDE, S);
                 weights[(ROW + i * SIDE) * (FORWARD_KEYS + 1) + COLUMN + j * SIDE] = weight;
             }
             total[i] = total[i] * shrink + row_sum(part);
@@ -198,21 +212,25 @@ extern "C" __global__ void __launch_bounds__(256) attention_forward(
     put(sums, y + (b * T * H + h) * D, first, T, (long long)H * D, D);
 }
 
-// p and ds for a tile of scores, in place of the scores and of dy · v. Queries that do not exist
-// have no weight.
+// p · m and ds for a tile of scores, in place of the scores and of dy · v. Queries that do not
+// exist have no weight.
 template <int ROWS, int COLUMNS>
 DEVICE void differentiate(
     float (&scores)[ROWS][COLUMNS], float (&slopes)[ROWS][COLUMNS], const float* lse,
-    const float* delta, int first, int s, int T, int S, float scale) {
+    const float* delta, int first, int s, int T, int S, float scale, const Mask& mask,
+    unsigned long long head_start) {
     #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         int t = first + ROW + i * SIDE;
         float log_total = t < T ? lse[t] : 0.0f, average = t < T ? delta[t] : 0.0f;
         #pragma unroll
         for (int j = 0; j < COLUMNS; j++) {
-            bool seen = t < T && s + COLUMN + j * SIDE <= t + S - T;
-            scores[i][j] = seen ? expf(scores[i][j] * scale - log_total) : 0.0f;
-            slopes[i][j] = scores[i][j] * (slopes[i][j] - average) * scale;
+            int key = s + COLUMN + j * SIDE;
+            float score = __fmul_rn(scores[i][j], scale);  // rounded, as those that lse is made of
+            float weight = t < T && key <= t + S - T ? expf(score - log_total) : 0.0f;
+            float m = dropped(mask, head_start, t, key, S);
+            scores[i][j] = weight * m;
+            slopes[i][j] = weight * (slopes[i][j] * m - average) * scale;
         }
     }
 }
@@ -228,7 +246,9 @@ DEVICE void keep(float* to, const float (&from)[ROWS][COLUMNS]) {
 
 extern "C" __global__ void __launch_bounds__(256) attention_backward_queries(
     const element* dy, const element* y, const element* q, const element* k, const element* v,
-    const float* lse, float* delta, element* dq, float scale, int T, int S, int H, int G, int D,
+    const float* lse, float* delta, element* dq, float scale,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G, int D,
     long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head,
     long long dq_batch, long long dq_place, long long dq_head) {
@@ -261,6 +281,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_queries(
     fetch<QUERIES>(upstream, dy + (b * T * H + h) * D, first, T, (long long)H * D, D);
     float sums[OWN_QUERIES][OWN_CHANNELS];
     clear(sums);
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
+    unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + QUERIES + S - T);
     for (int s = 0; s < stop; s += KEYS) {
         fetch<KEYS>(keys, k + b * k_batch + g * k_head, s, S, k_place, D);
@@ -269,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_queries(
         float p[OWN_QUERIES][OWN_KEYS], ds[OWN_QUERIES][OWN_KEYS];
         compare(p, queries, keys);
         compare(ds, upstream, values);
-        differentiate(p, ds, log_totals, averages, first, s, T, S, scale);
+        differentiate(p, ds, log_totals, averages, first, s, T, S, scale, mask, head_start);
         keep(slopes, ds);
         __syncthreads();
         mix<OWN_QUERIES, false>(sums, slopes, KEYS + 1, keys, KEYS);
@@ -280,7 +302,9 @@ extern "C" __global__ void __launch_bounds__(256) attention_backward_queries(
 
 extern "C" __global__ void __launch_bounds__(256, 2) attention_backward_keys(
     const element* dy, const element* q, const element* k, const element* v, const float* lse,
-    const float* delta, element* dk, element* dv, float scale, int T, int S, int H, int G, int D,
+    const float* delta, element* dk, element* dv, float scale,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G, int D,
     long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head,
     long long dk_batch, long long dk_place, long long dk_head) {
@@ -298,6 +322,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) attention_backward_keys(
     float dk_sums[OWN_KEYS][OWN_CHANNELS], dv_sums[OWN_KEYS][OWN_CHANNELS];
     clear(dk_sums);
     clear(dv_sums);
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
     int start = max(0, s - (S - T)) / QUERIES * QUERIES;  // queries before it see none of the keys
     for (int h = g * R; h < (g + 1) * R; h++) {
         for (int first = start; first < T; first += QUERIES) {
@@ -309,7 +334,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) attention_backward_keys(
             compare(ds, upstream, values);
             const float* log_totals = lse + (b * H + h) * T;
             const float* averages = delta + (b * H + h) * T;
-            differentiate(p, ds, log_totals, averages, first, s, T, S, scale);
+            unsigned long long head_start = mask_start + (b * H + h) * T * S;
+            differentiate(p, ds, log_totals, averages, first, s, T, S, scale, mask, head_start);
             keep(weights, p);
             keep(slopes, ds);
             __syncthreads();

@@ -1,4 +1,4 @@
-// Causal attention on tensor cores, in bf16 with float32 sums; needs compute capability 8.0.
+// Causal attention on tensor cores: of bf16 or fp16, with float32 sums, from Ampere on.
 //
 //     forward    scores = q · k / √D, lse = log Σ exp(scores), y = Σ exp(scores − lse) · v
 //     backward   delta = dy · y,  p = exp(scores − lse),  ds = p · (dy · v − delta) / √D
@@ -12,7 +12,7 @@
 // goes through the tiles of `OTHERS` rows of the other kind. One pattern serves all three:
 //     compare    own rows (16, D) with the others (OTHERS, D): a tile of scores in registers
 //     mix        the tile as weights (16, OTHERS) of the others (OTHERS, D)
-// The result of the first lies in the registers just as the second wants it, rounded to bf16:
+// The result of the first lies in the registers just as the second wants it, rounded to elements:
 // no score is ever written, not even to shared memory. For dk and dv the tile is that of the
 // transposed scores. Each sum is one warp's, in one order: the same bits every time.
 //
@@ -20,7 +20,12 @@
 // way into shared memory, and back on their way out. Nothing turned is ever written. That needs
 // S = T, and cos, sin (T, D/2) float, the angles of the places; without TURN nobody reads them.
 //
-// Constants: D, TURN, and WIDTH, which is 8.
+// With DROPS, y = Σ m · exp(scores − lse) · v with dropout's m; and in the backward
+// ds = p · (m · dy · v − delta) / √D and dv = Σ_t m · p · dy. The weights of all heads are counted
+// from mask_start on, in the order (b, h, t, s); key (1,) lies in the device's memory, see
+// dropout.cu. Without DROPS nobody reads it.
+//
+// Constants: D, TURN, DROPS, and WIDTH, which is 8.
 
 #define TILE 64
 #define WARPS 4
@@ -34,9 +39,14 @@
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
 
+// With DROPS, m for the weight that the query t of a head has for the key s; otherwise 1.
+DEVICE float dropped(const Mask& mask, unsigned long long head_start, int t, int s, int S) {
+    return DROPS ? mask_at(mask, head_start + (long long)t * S + s) : 1.0f;
+}
+
 // Rows first, first + 1, … of a head into a tile of ROWS rows; zeros where there are none.
 template <int ROWS>
-DEVICE void fetch(bf16* tile, const bf16* head, int first, int stop, long long stride) {
+DEVICE void fetch(element* tile, const element* head, int first, int stop, long long stride) {
     #pragma unroll
     for (int i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
         int row = i / (D / 8), c = i % (D / 8) * 8;
@@ -49,7 +59,7 @@ DEVICE void fetch(bf16* tile, const bf16* head, int first, int stop, long long s
 // The same of q or k: with TURN, channels c and c + D/2 are turned by the angle of plane c.
 template <int ROWS>
 DEVICE void fetch_turned(
-    bf16* tile, const bf16* head, int first, int stop, long long stride, const float* cos,
+    element* tile, const element* head, int first, int stop, long long stride, const float* cos,
     const float* sin) {
 #if TURN
     #pragma unroll
@@ -77,7 +87,7 @@ DEVICE void fetch_turned(
 }
 
 // scores (16, OTHERS) = own (16, D) @ othersᵀ.
-DEVICE void compare(float (&scores)[OTHERS / 8][4], const bf16* own, const bf16* others) {
+DEVICE void compare(float (&scores)[OTHERS / 8][4], const element* own, const element* others) {
     int lane = threadIdx.x % WARP;
     #pragma unroll
     for (int n = 0; n < OTHERS / 8; n++)
@@ -91,28 +101,28 @@ DEVICE void compare(float (&scores)[OTHERS / 8][4], const bf16* own, const bf16*
         for (int n = 0; n < OTHERS / 8; n += 2) {
             int row = n * 8 + lane % 8 + lane / 16 * 8;
             load_matrices(b, others + row * PITCH + c + lane / 8 % 2 * 8);
-            multiply_add(scores[n], a, b[0], b[1]);
-            multiply_add(scores[n + 1], a, b[2], b[3]);
+            multiply_add<element>(scores[n], a, b[0], b[1]);
+            multiply_add<element>(scores[n + 1], a, b[2], b[3]);
         }
     }
 }
 
 // sums (16, D) += weights (16, OTHERS) @ others.
 DEVICE void mix(
-    float (&sums)[D / 8][4], const float (&weights)[OTHERS / 8][4], const bf16* others) {
+    float (&sums)[D / 8][4], const float (&weights)[OTHERS / 8][4], const element* others) {
     int lane = threadIdx.x % WARP;
     #pragma unroll
     for (int k = 0; k < OTHERS / 16; k++) {
         unsigned b[4], a[4] = {
-            to_bf16_pair(weights[2 * k][0], weights[2 * k][1]),
-            to_bf16_pair(weights[2 * k][2], weights[2 * k][3]),
-            to_bf16_pair(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-            to_bf16_pair(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+            rounded_pair<element>(weights[2 * k][0], weights[2 * k][1]),
+            rounded_pair<element>(weights[2 * k][2], weights[2 * k][3]),
+            rounded_pair<element>(weights[2 * k + 1][0], weights[2 * k + 1][1]),
+            rounded_pair<element>(weights[2 * k + 1][2], weights[2 * k + 1][3])};
         #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             load_matrices_across(b, others + (k * 16 + lane % 16) * PITCH + n * 8 + lane / 16 * 8);
-            multiply_add(sums[n], a, b[0], b[1]);
-            multiply_add(sums[n + 1], a, b[2], b[3]);
+            multiply_add<element>(sums[n], a, b[0], b[1]);
+            multiply_add<element>(sums[n + 1], a, b[2], b[3]);
         }
     }
 }
@@ -132,7 +142,7 @@ DEVICE void clear(float (&sums)[D / 8][4]) {
 
 // Write the rows first, first + 1, … of a head that a warp owns.
 DEVICE void put(
-    const float (&sums)[D / 8][4], bf16* head, int first, int stop, long long stride) {
+    const float (&sums)[D / 8][4], element* head, int first, int stop, long long stride) {
     #pragma unroll
     for (int i = 0; i < 4; i += 2) {
         int row = first + ROW_OF(i);
@@ -140,7 +150,7 @@ DEVICE void put(
         #pragma unroll
         for (int n = 0; n < D / 8; n++)
             *(unsigned*)(head + row * stride + COLUMN_OF(n, 0)) =
-                to_bf16_pair(sums[n][i], sums[n][i + 1]);
+                rounded_pair<element>(sums[n][i], sums[n][i + 1]);
     }
 }
 
@@ -175,14 +185,15 @@ DEVICE float row_max(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forward(
-    const bf16* q, const bf16* k, const bf16* v, const float* cos, const float* sin,
-    bf16* y, float* lse, float scale,
-    int T, int S, int H, int G, long long q_batch, long long q_place, long long q_head,
+    const element* q, const element* k, const element* v, const float* cos, const float* sin,
+    element* y, float* lse, float scale,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G, long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head) {
     SHARED_MEMORY(memory);
-    bf16* queries = (bf16*)memory;           // (TILE, PITCH)
-    bf16* keys = queries + TILE * PITCH;     // (OTHERS, PITCH)
-    bf16* values = keys + OTHERS * PITCH;    // (OTHERS, PITCH)
+    element* queries = (element*)memory;           // (TILE, PITCH)
+    element* keys = queries + TILE * PITCH;     // (OTHERS, PITCH)
+    element* values = keys + OTHERS * PITCH;    // (OTHERS, PITCH)
     int first = blockIdx.x * TILE, h = blockIdx.y, g = h / (H / G);
     int own = threadIdx.x / WARP * 16;  // the warp's rows of the tile
     long long b = blockIdx.z;
@@ -190,6 +201,8 @@ extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forw
     float sums[D / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     clear(sums);
     float scale2 = scale * LOG2_E;  // 2 to the power of scores · log₂ e is exp(scores)
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
+    unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + TILE + S - T);  // no query of the tile sees a key from here on
     for (int s = 0; s < stop; s += OTHERS) {
         __syncthreads();  // nobody reads the tiles before any more
@@ -201,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forw
         compare(scores, queries + own * PITCH, keys);
         #pragma unroll
         for (int r = 0; r < 2; r++) {
-            int last = first + own + GROUP + 8 * r + S - T;  // the last key that the query sees
+            int t = first + own + GROUP + 8 * r, last = t + S - T;  // the last key that it sees
             float high = peak[r], part = 0.0f;
             #pragma unroll
             for (int n = 0; n < OTHERS / 8; n++)
@@ -219,6 +232,7 @@ extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forw
                 for (int i = 2 * r; i < 2 * r + 2; i++) {
                     scores[n][i] = fast_exp2(scores[n][i] - high);
                     part += scores[n][i];
+                    scores[n][i] *= dropped(mask, head_start, t, s + COLUMN_OF(n, i), S);
                 }
             total[r] = total[r] * shrink + row_sum(part);
             peak[r] = high;
@@ -246,17 +260,18 @@ extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forw
 }
 
 extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_queries(
-    const bf16* dy, const bf16* y, const bf16* q, const bf16* k, const bf16* v, const float* cos,
-    const float* sin, const float* lse, float* delta, bf16* dq, float scale,
-    int T, int S, int H, int G,
+    const element* dy, const element* y, const element* q, const element* k, const element* v,
+    const float* cos, const float* sin, const float* lse, float* delta, element* dq, float scale,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G,
     long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head,
     long long dq_batch, long long dq_place, long long dq_head) {
     SHARED_MEMORY(memory);
-    bf16* queries = (bf16*)memory;            // (TILE, PITCH)
-    bf16* upstream = queries + TILE * PITCH;  // (TILE, PITCH), of dy
-    bf16* keys = upstream + TILE * PITCH;     // (OTHERS, PITCH)
-    bf16* values = keys + OTHERS * PITCH;     // (OTHERS, PITCH)
+    element* queries = (element*)memory;            // (TILE, PITCH)
+    element* upstream = queries + TILE * PITCH;  // (TILE, PITCH), of dy
+    element* keys = upstream + TILE * PITCH;     // (OTHERS, PITCH)
+    element* values = keys + OTHERS * PITCH;     // (OTHERS, PITCH)
     int first = blockIdx.x * TILE, h = blockIdx.y, g = h / (H / G);
     int own = threadIdx.x / WARP * 16;
     long long b = blockIdx.z;
@@ -280,6 +295,8 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
         log_total[r] = t < T ? lse[(b * H + h) * T + t] * LOG2_E : 0.0f;
         if (threadIdx.x % 4 == 0 && t < T) delta[(b * H + h) * T + t] = average[r];  // for dk
     }
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
+    unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + TILE + S - T);
     for (int s = 0; s < stop; s += OTHERS) {
         __syncthreads();
@@ -294,10 +311,11 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
         for (int n = 0; n < OTHERS / 8; n++)
             #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int t = first + own + ROW_OF(i);
-                bool seen = t < T && s + COLUMN_OF(n, i) <= t + S - T;
+                int t = first + own + ROW_OF(i), key = s + COLUMN_OF(n, i);
+                bool seen = t < T && key <= t + S - T;
                 p[n][i] = seen ? fast_exp2(p[n][i] * scale2 - log_total[i / 2]) : 0.0f;
-                ds[n][i] = p[n][i] * (ds[n][i] - average[i / 2]) * scale;
+                float m = dropped(mask, head_start, t, key, S);
+                ds[n][i] = p[n][i] * (ds[n][i] * m - average[i / 2]) * scale;
             }
         mix(sums, ds, keys);
     }
@@ -306,17 +324,18 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
 }
 
 extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_backward_keys(
-    const bf16* dy, const bf16* q, const bf16* k, const bf16* v, const float* cos,
-    const float* sin, const float* lse, const float* delta, bf16* dk, bf16* dv, float scale,
-    int T, int S, int H, int G,
+    const element* dy, const element* q, const element* k, const element* v, const float* cos,
+    const float* sin, const float* lse, const float* delta, element* dk, element* dv, float scale,
+    const unsigned long long* key, unsigned long long mask_start, unsigned long long least,
+    float mask_scale, int T, int S, int H, int G,
     long long q_batch, long long q_place, long long q_head,
     long long k_batch, long long k_place, long long k_head,
     long long dk_batch, long long dk_place, long long dk_head) {
     SHARED_MEMORY(memory);
-    bf16* keys = (bf16*)memory;                  // (TILE, PITCH)
-    bf16* values = keys + TILE * PITCH;          // (TILE, PITCH)
-    bf16* queries = values + TILE * PITCH;       // (OTHERS, PITCH)
-    bf16* upstream = queries + OTHERS * PITCH;   // (OTHERS, PITCH), of dy
+    element* keys = (element*)memory;                  // (TILE, PITCH)
+    element* values = keys + TILE * PITCH;          // (TILE, PITCH)
+    element* queries = values + TILE * PITCH;       // (OTHERS, PITCH)
+    element* upstream = queries + OTHERS * PITCH;   // (OTHERS, PITCH), of dy
     __shared__ float log_totals[OTHERS], averages[OTHERS];
     int start = blockIdx.x * TILE, g = blockIdx.y, R = H / G;
     int own = threadIdx.x / WARP * 16;
@@ -326,8 +345,10 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
     float dk_sums[D / 8][4], dv_sums[D / 8][4], scale2 = scale * LOG2_E;
     clear(dk_sums);
     clear(dv_sums);
+    Mask mask = {DROPS ? *key : 0, least, mask_scale};
     int begin = max(0, start - (S - T)) / OTHERS * OTHERS;  // queries before it see no key of these
     for (int h = g * R; h < (g + 1) * R; h++) {
+        unsigned long long head_start = mask_start + (b * H + h) * T * S;
         for (int first = begin; first < T; first += OTHERS) {
             __syncthreads();
             fetch_turned<OTHERS>(
@@ -348,9 +369,12 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
                 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     int column = COLUMN_OF(n, i), t = first + column;
-                    bool seen = t < T && start + own + ROW_OF(i) <= t + S - T;
+                    int key = start + own + ROW_OF(i);
+                    bool seen = t < T && key <= t + S - T;
                     p[n][i] = seen ? fast_exp2(p[n][i] * scale2 - log_totals[column]) : 0.0f;
-                    ds[n][i] = p[n][i] * (ds[n][i] - averages[column]) * scale;
+                    float m = dropped(mask, head_start, t, key, S);
+                    ds[n][i] = p[n][i] * (ds[n][i] * m - averages[column]) * scale;
+                    p[n][i] *= m;
                 }
             mix(dv_sums, p, upstream);
             mix(dk_sums, ds, queries);

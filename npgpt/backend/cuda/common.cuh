@@ -1,15 +1,6 @@
-// What all kernels share. `element` is the type of activations: float, or bf16. All arithmetic is
-// in float32: elements are converted when they are loaded, and rounded when they are stored.
+// What all kernels share. `element` is the type of activations: float, bf16 or fp16. All arithmetic
+// is in float32: elements are converted when they are loaded, and rounded when they are stored.
 // A thread works on WIDTH elements at once: 16 bytes, or 1 element where rows are not aligned.
-
-DEVICE float to_float(float x) { return x; }
-DEVICE float to_float(bf16 x) { return __uint_as_float((unsigned)x << 16); }
-
-#if ELEMENT_IS_BF16
-DEVICE element to_element(float x) { return to_bf16(x); }
-#else
-DEVICE element to_element(float x) { return x; }
-#endif
 
 DEVICE void load(float (&x)[WIDTH], const element* from) {
 #if WIDTH == 1
@@ -24,12 +15,12 @@ DEVICE void load(float (&x)[WIDTH], const element* from) {
 
 DEVICE void store(element* to, const float (&x)[WIDTH]) {
 #if WIDTH == 1
-    *to = to_element(x[0]);
+    *to = rounded<element>(x[0]);
 #else
     uint4 bits;
     element* part = (element*)&bits;
     #pragma unroll
-    for (int i = 0; i < WIDTH; i++) part[i] = to_element(x[i]);
+    for (int i = 0; i < WIDTH; i++) part[i] = rounded<element>(x[i]);
     *(uint4*)to = bits;
 #endif
 }
@@ -61,6 +52,21 @@ DEVICE void store_floats(float* to, const float (&x)[WIDTH]) {
         }
 #endif
     }
+}
+
+// Dropout's m for the number at a place: 0, or `scale`, which is 1 / (1 − rate). SplitMix64 makes 64
+// bits of key and place, which are below `least` for a share `rate` of all places. These are
+// integers only, so the masks are those of every other device, bit for bit.
+struct Mask {
+    unsigned long long key, least;
+    float scale;
+};
+
+DEVICE float mask_at(const Mask& mask, unsigned long long place) {
+    unsigned long long z = mask.key + place * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return (z ^ (z >> 31)) >= mask.least ? mask.scale : 0.0f;
 }
 
 #define WARP 32

@@ -8,14 +8,15 @@ A wrapper in rmsnorm.py says
 
 source() joins three texts to one, which is compiled when it is first launched:
     primitives.cuh     what only the hardware knows: a few instructions, as functions
-    constants          #define WIDTH 8, and `element`, the type of x: float or bf16
+    constants          #define WIDTH 8, and `element`, the type of x: float, bf16 or fp16
     common.cuh         loading, storing and adding up, for all kernels alike
     rmsnorm.cu         the kernels
 A source is kept: the same name, dtype and constants give the same one.
 
 launch() reads each kernel's own signature, and gives it what it asks for: an array for a pointer
 (const element* for one of the source's dtype, float* for float32, and so on, or it is an error),
-Python numbers for int, long long and float. It returns at once: the GPU works on its own.
+Python numbers for int, long long, unsigned long long and float. It returns at once: the GPU works
+on its own.
 
 All that a wrapper needs of the device is `device`, an object with a few methods. The tests put
 another one in its place, whose arrays lie in the host's memory and whose launches run the
@@ -31,13 +32,16 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 FLOAT32 = np.dtype(np.float32)
-ELEMENTS = {"float32": "float", "bfloat16": "bf16"}  # what `element` is, by the name of a dtype
+# What `element` is, by the name of a dtype.
+ELEMENTS = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
 POINTERS = {
-    "float": "float32", "bf16": "bfloat16", "int": "int32", "long long": "int64",
-    "double": "float64",
+    "float": "float32", "bf16": "bfloat16", "fp16": "float16", "int": "int32",
+    "long long": "int64", "unsigned long long": "uint64", "double": "float64",
 }  # fmt: skip
 ID_TYPES = {"int32": "int", "int64": "long long"}  # of tokens, by the name of a dtype
-NUMBERS = {"int": np.int32, "long long": np.int64, "float": np.float32}
+NUMBERS = {
+    "int": np.int32, "long long": np.int64, "unsigned long long": np.uint64, "float": np.float32,
+}  # fmt: skip
 # The options that CuPy adds to these are repeated in the tests that compile without a GPU.
 OPTIONS = ("-std=c++17",)
 VECTOR = 16  # bytes: the most that one thread loads or stores at once
@@ -145,7 +149,7 @@ def source(name, dtype, **constants):
     """The kernels of one file, for one type of element.
 
     Args:    name, of a .cu file in this folder; dtype, of the arrays that the kernels call
-             element: float32 or bfloat16; constants, more that is defined for its text.
+             element: float32, bfloat16 or float16; constants, more that is defined for its text.
     Returns: a Source.
     """
     return Source(name, np.dtype(dtype), constants)
@@ -170,9 +174,8 @@ class Source:
         """
         if primitives is None:
             primitives = (HERE / "primitives.cuh").read_text("utf-8")
-        element = ELEMENTS[self.dtype.name]
         defined = {"WIDTH": 1, **self.constants}
-        lines = [f"typedef {element} element;", f"#define ELEMENT_IS_{element.upper()} 1"]
+        lines = [f"typedef {ELEMENTS[self.dtype.name]} element;"]
         lines += [f"#define {name} {value}" for name, value in sorted(defined.items())]
         common = (HERE / "common.cuh").read_text("utf-8")
         return "\n".join([primitives, *lines, common, self.kernels])
@@ -206,7 +209,7 @@ def fitting(kernel, parameter, argument):
 def read_signatures(text, names):
     """The parameters of every kernel in a text.
 
-    Args:    text, CUDA C; names, what words like element stand for: float or bf16.
+    Args:    text, CUDA C; names, what words like element stand for.
     Returns: dict from the kernel's name to a list of (name, type, dtype name of what it points
              to, or None for a number).
     """

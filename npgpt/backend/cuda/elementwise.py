@@ -1,4 +1,4 @@
-"""What no layer owns, on a GPU: adding two arrays, and changing float32 to bfloat16 and back."""
+"""What no layer owns, on a GPU: adding two arrays, and changing float32 to 16 bits and back."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def add(a, b):
 
 
 def cast(x, dtype):
-    """x in another dtype: float32 or bfloat16. It is x itself if it has that dtype already."""
+    """x in another dtype: float32, or from there bfloat16 or float16; x itself if it has it."""
     dtype = np.dtype(dtype)
     if x.dtype == dtype or x.size == 0:
         return x.astype(dtype) if x.dtype != dtype else x

@@ -10,6 +10,7 @@ import numpy as np
 from npgpt.backend.cuda.compile import empty, say
 from npgpt.backend.cuda.cublaslt import open_library
 from npgpt.backend.cuda.matrices import lie
+from npgpt.backend.cuda.shared_row import add_row, sum_rows
 
 f32 = np.dtype(np.float32)
 
@@ -50,11 +51,22 @@ def linear_backward(dy, cache):
     return dx.reshape(x.shape), dw
 
 
+def affine_forward(x, w, b):
+    if b.shape != w.shape[1:] or b.dtype != x.dtype:
+        return NotImplemented
+    result = linear_forward(x, w)
+    if result is NotImplemented:
+        return result
+    rows = _rows(result[0])  # (R, N)
+    add_row(rows, b, rows)
+    return result
+
+
 def affine_backward(dy, cache):
     result = linear_backward(dy, cache)
     if result is NotImplemented:
         return result
-    return *result, np.sum(_rows(dy), axis=0, dtype=f32)
+    return *result, sum_rows(_rows(dy))  # the bias's gradient: (N,)
 
 
 def multiply(out, a, b, add=None):

@@ -2,7 +2,11 @@
 //
 //     forward    lse  = log Σᵥ exp(zᵥ) = m + log Σᵥ exp(zᵥ − m), with m = max z
 //                loss = mean over rows of lse − z_target
-//     backward   dzᵥ = (exp(zᵥ − lse) − [v = target]) · scale
+//     backward   dzᵥ = (exp(zᵥ − lse) − qᵥ) · scale, with qᵥ = [v = target]
+//
+// With smoothing ε, which is 0 otherwise,
+//     forward    loss = mean over rows of (lse − z_target) + ε · (z_target − mean(z))
+//     backward   qᵥ = (1 − ε) · [v = target] + ε / V
 //
 // Shapes: z, dz (N, V) element; targets (N,) ID; lse, losses (N,) float; loss () float. dz may be z
 // itself: a thread reads a number before it writes there, and nobody else reads it.
@@ -19,11 +23,11 @@
 #define WARPS (THREADS / WARP)
 
 extern "C" __global__ void __launch_bounds__(256) cross_entropy_rows(
-    const element* z, const ID* targets, float* lse, float* losses, int V) {
-    __shared__ float peaks[WARPS], totals[WARPS];
+    const element* z, const ID* targets, float* lse, float* losses, float smoothing, int V) {
+    __shared__ float peaks[WARPS], totals[WARPS], sums[WARPS];
     long long n = blockIdx.x;
     const element* row = z + n * V;
-    float peak = -INFINITY, total = 0.0f;
+    float peak = -INFINITY, total = 0.0f, sum = 0.0f;
     for (int v = threadIdx.x * WIDTH; v < V; v += THREADS * WIDTH) {
         float a[WIDTH];
         load(a, row + v);
@@ -36,22 +40,28 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_rows(
         }
         float base = peak == -INFINITY ? 0.0f : peak;  // −∞ − (−∞) would be NaN, and not 0
         #pragma unroll
-        for (int i = 0; i < WIDTH; i++) total += expf(a[i] - base);
+        for (int i = 0; i < WIDTH; i++) total += expf(a[i] - base), sum += a[i];
     }
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     float warp_peak = warp_max(peak);
     total = warp_sum(peak == -INFINITY ? total : total * expf(peak - warp_peak));
-    if (lane == 0) peaks[warp] = warp_peak, totals[warp] = total;
+    sum = warp_sum(sum);
+    if (lane == 0) peaks[warp] = warp_peak, totals[warp] = total, sums[warp] = sum;
     __syncthreads();
     if (threadIdx.x > 0) return;
     for (int i = 0; i < WARPS; i++) peak = fmaxf(peak, peaks[i]);
-    total = 0.0f;
-    for (int i = 0; i < WARPS; i++)
+    total = sum = 0.0f;
+    for (int i = 0; i < WARPS; i++) {
         total += peaks[i] == -INFINITY ? totals[i] : totals[i] * expf(peaks[i] - peak);
+        sum += sums[i];
+    }
     float log_total = logf(total);
     long long t = targets[n];
     lse[n] = peak + log_total;
-    losses[n] = t >= 0 && t < V ? log_total - (to_float(row[t]) - peak) : NAN;
+    losses[n] = NAN;
+    if (t < 0 || t >= V) return;
+    float chosen = to_float(row[t]), loss = log_total - (chosen - peak);
+    losses[n] = smoothing > 0.0f ? loss + smoothing * (chosen - sum / (float)V) : loss;
 }
 
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy_mean(
@@ -67,16 +77,31 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy_mean(
     if (threadIdx.x == 0) *loss = (float)(sum / N);
 }
 
-extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward(
-    const element* z, const ID* targets, const float* lse, element* dz, float scale, int V) {
+// dz of the block's row.
+DEVICE void row_backward(
+    const element* z, const ID* targets, const float* lse, element* dz, float scale,
+    float smoothing, int V) {
     long long n = blockIdx.x, t = targets[n];
-    float log_total = lse[n];
+    float log_total = lse[n], others = smoothing / (float)V, target = 1.0f - smoothing + others;
     for (int v = threadIdx.x * WIDTH; v < V; v += THREADS * WIDTH) {
         float a[WIDTH];
         load(a, z + n * V + v);
         #pragma unroll
         for (int i = 0; i < WIDTH; i++)
-            a[i] = (expf(a[i] - log_total) - (v + i == t ? 1.0f : 0.0f)) * scale;
+            a[i] = (expf(a[i] - log_total) - (v + i == t ? target : others)) * scale;
         store(dz + n * V + v, a);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward(
+    const element* z, const ID* targets, const float* lse, element* dz, float scale,
+    float smoothing, int V) {
+    row_backward(z, targets, lse, dz, scale, smoothing, V);
+}
+
+// The same where dloss is known on the GPU only; share is 1 / N.
+extern "C" __global__ void __launch_bounds__(256) cross_entropy_backward_of(
+    const element* z, const ID* targets, const float* lse, element* dz, const float* dloss,
+    float share, float smoothing, int V) {
+    row_backward(z, targets, lse, dz, *dloss * share, smoothing, V);
 }

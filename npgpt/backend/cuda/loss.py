@@ -1,5 +1,7 @@
 """Cross-entropy on a GPU: a row of logits is read once for its maximum and its sum together."""
 
+import numpy as np
+
 from npgpt.backend.cuda.compile import FLOAT32, ID_TYPES, contiguous, empty, source, width_for
 
 THREADS = 256  # of a block, as in loss.cu
@@ -7,6 +9,18 @@ MOST_ROWS = 2**31 - 1  # blocks of a grid
 
 
 def cross_entropy_forward(logits, targets):
+    return _forward(logits, targets, 0.0)
+
+
+def smooth_cross_entropy_forward(logits, targets, smoothing):
+    result = _forward(logits, targets, smoothing) if 0.0 <= smoothing < 1.0 else NotImplemented
+    if result is NotImplemented:
+        return result
+    loss, cache = result
+    return loss, (cache, smoothing)
+
+
+def _forward(logits, targets, smoothing):
     if not _fit(logits, targets):
         return NotImplemented
     V = logits.shape[-1]
@@ -14,7 +28,7 @@ def cross_entropy_forward(logits, targets):
     z, t = contiguous(logits), contiguous(targets)
     lse, losses, loss = empty((N, 1), FLOAT32), empty((N,), FLOAT32), empty((), FLOAT32)
     kernels = _kernels(t, V, z)
-    kernels.launch("cross_entropy_rows", (N,), (THREADS,), (z, t, lse, losses, V))
+    kernels.launch("cross_entropy_rows", (N,), (THREADS,), (z, t, lse, losses, smoothing, V))
     kernels.launch("cross_entropy_mean", (1,), (1024,), (losses, loss, N))
     return loss, (logits, targets, lse)
 
@@ -23,26 +37,36 @@ def cross_entropy_backward(dloss, cache):
     logits, targets, lse = cache
     if not _fit(logits, targets):
         return NotImplemented
-    return _backward(dloss, logits, targets, lse, empty(logits.shape, logits.dtype))
+    return _backward(dloss, cache, 0.0, empty(logits.shape, logits.dtype))
+
+
+def smooth_cross_entropy_backward(dloss, cache):
+    (logits, targets, _), smoothing = cache
+    if not _fit(logits, targets):
+        return NotImplemented
+    return _backward(dloss, cache[0], smoothing, empty(logits.shape, logits.dtype))
 
 
 def backward_in_place(dloss, cache):
-    """cross_entropy_backward, written over the logits: of the largest tensor there is then one.
+    """smooth_cross_entropy_backward, written over the logits: there is no larger tensor.
 
     Args:    dloss and cache, as there; the cached logits must be without gaps in memory.
     Returns: the logits' array, which now holds dlogits.
     """
+    plain, smoothing = cache
+    return _backward(dloss, plain, smoothing, plain[0])
+
+
+def _backward(dloss, cache, smoothing, dz):
     logits, targets, lse = cache
-    return _backward(dloss, logits, targets, lse, logits)
-
-
-def _backward(dloss, logits, targets, lse, dz):
     V = logits.shape[-1]
     N = logits.size // V
     z, t = contiguous(logits), contiguous(targets)
+    known = isinstance(dloss, int | float | np.generic)  # on the host, and not on the device only
     _kernels(t, V, z, dz).launch(
-        "cross_entropy_backward", (N,), (THREADS,), (z, t, contiguous(lse), dz, dloss / N, V)
-    )
+        "cross_entropy_backward" if known else "cross_entropy_backward_of", (N,), (THREADS,),
+        (z, t, contiguous(lse), dz, *((dloss / N,) if known else (dloss, 1.0 / N)), smoothing, V),
+    )  # fmt: skip
     return dz
 
 

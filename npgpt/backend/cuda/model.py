@@ -1,6 +1,6 @@
 """What the model does between its layers, on a GPU: as the layers there, 16 bytes at a time."""
 
-from npgpt.backend.cuda import elementwise, loss
+from npgpt.backend.cuda import elementwise, linear, loss
 from npgpt.backend.cuda.compile import contiguous, empty, source, width_for
 
 THREADS = 128  # of a block, as in model.cu
@@ -9,6 +9,17 @@ MOST_ROWS = 2**31 - 1  # blocks of a grid
 
 def meet(a, b):
     return elementwise.add(a, b)
+
+
+def linear_backward_into(dy, cache, g):
+    result = linear.linear_backward(dy, cache)
+    if result is NotImplemented:
+        return result
+    dx, dw = result
+    if g.T.flags.c_contiguous:  # a tied table: neighbours in memory are added side by side
+        g, dw = g.T, dw.T
+    g += dw
+    return dx
 
 
 def join_qkv(q, k, v):
@@ -27,10 +38,10 @@ def join_qkv(q, k, v):
     return y
 
 
-def loss_and_dlogits(logits, targets, scale):
-    forward = NotImplemented
-    if logits.flags.c_contiguous:
-        forward = loss.cross_entropy_forward(logits, targets)
+def loss_and_dlogits(logits, targets, scale, smoothing=0.0):
+    if not logits.flags.c_contiguous:
+        return NotImplemented
+    forward = loss.smooth_cross_entropy_forward(logits, targets, smoothing)
     if forward is NotImplemented:
         return NotImplemented
     mean, cache = forward

@@ -9,9 +9,9 @@
 // device's memory, so that a recorded graph of a step can be replayed:
 //     knobs (4,) float: keep, length, root, and the factor that clips the gradient; where that
 //     is negative, no step is taken (see steps.cu)
-// `shadow` is p rounded to bf16, which the next forward works with.
+// `shadow` is p rounded to SHADOW, bf16 or fp16, which the next forward works with.
 //
-// Shapes: p, g, m, v (n,) float; shadow (n,) bf16. Here `element` is float.
+// Shapes: p, g, m, v (n,) float; shadow (n,) SHADOW. Here `element` is float.
 // Bytes moved: 28 n, and 2 n for the shadow. The norm of the gradient: 4 n.
 //
 // Launch: adamw has a thread for each WIDTH numbers, in blocks of 256. The sum of squares has
@@ -53,16 +53,16 @@ extern "C" __global__ void __launch_bounds__(256) adamw(
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_and_shadow(
-    float* p, const float* g, float* m, float* v, bf16* shadow, const float* knobs, long long n,
+    float* p, const float* g, float* m, float* v, SHADOW* shadow, const float* knobs, long long n,
     long long decayed, float beta1, float rest1, float beta2, float rest2, float eps) {
     if (PLACE >= n || knobs[3] < 0.0f) return;
     float a[WIDTH];
     take_step(a, p, g, m, v, knobs, PLACE, decayed, beta1, rest1, beta2, rest2, eps);
 #if WIDTH == 4
-    uint2 pairs = {to_bf16_pair(a[0], a[1]), to_bf16_pair(a[2], a[3])};
+    uint2 pairs = {rounded_pair<SHADOW>(a[0], a[1]), rounded_pair<SHADOW>(a[2], a[3])};
     *(uint2*)(shadow + PLACE) = pairs;
 #else
-    shadow[PLACE] = to_bf16(a[0]);
+    shadow[PLACE] = rounded<SHADOW>(a[0]);
 #endif
 }
 

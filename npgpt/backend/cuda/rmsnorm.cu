@@ -10,9 +10,10 @@
 // but the second time from the nearest cache.
 //
 // Launch: blocks of WARPS warps. The forward has a warp for each row. The backward has fewer, each
-// of which takes every so-manyth row and keeps a sum of its own for dw in shared memory: C floats a
-// warp. Then the block adds its warps' sums up and writes a row of `partial`, and a second kernel
-// adds these, always in the same order: so the same bits come out every time.
+// of which takes every so-manyth row and keeps a sum of its own for dw in shared memory: `slice`
+// floats a warp. Then the block adds its warps' sums up and writes a row of `partial`, and a second
+// kernel adds these, always in the same order: so the same bits come out every time. Where C is
+// more than a slice, blocks along y share the channels: each reads whole rows, but writes a slice.
 
 #define WARPS 4
 
@@ -44,13 +45,14 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(
 
 extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(
     const element* dy, const element* x, const element* w, const float* rstd,
-    element* dx, float* partial, long long N, int C) {
-    // Each warp's part of dw, as (WARPS, WIDTH, C / WIDTH): channel c = p · WIDTH + i lies at
+    element* dx, float* partial, long long N, int C, int slice) {
+    // Each warp's part of dw, as (WARPS, WIDTH, packs): channel p · WIDTH + i of the slice lies at
     // [i, p], so that neighbouring lanes, which have neighbouring p, use different banks.
     SHARED_MEMORY(memory);
-    float* sums = (float*)memory + (threadIdx.x / WARP) * C;
-    int lane = threadIdx.x % WARP, packs = C / WIDTH;
-    for (int c = lane; c < C; c += WARP) sums[c] = 0.0f;
+    int lane = threadIdx.x % WARP, first = blockIdx.y * slice, count = min(slice, C - first);
+    int packs = count / WIDTH;
+    float* sums = (float*)memory + threadIdx.x / WARP * count;
+    for (int c = lane; c < count; c += WARP) sums[c] = 0.0f;
     __syncwarp();
     long long stride = (long long)gridDim.x * WARPS;
     for (long long n = (long long)blockIdx.x * WARPS + threadIdx.x / WARP; n < N; n += stride) {
@@ -64,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(
             for (int i = 0; i < WIDTH; i++) along += d[i] * gain[i] * (a[i] * r);
         }
         float mean = warp_sum(along) / (float)C;
-        for (int c = lane * WIDTH; c < C; c += WARP * WIDTH) {
+        for (int c = first + lane * WIDTH; c < first + count; c += WARP * WIDTH) {
             float a[WIDTH], d[WIDTH], gain[WIDTH];
             load(a, x + n * C + c);
             load(d, dy + n * C + c);
@@ -72,18 +74,19 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(
             #pragma unroll
             for (int i = 0; i < WIDTH; i++) {
                 float xhat = a[i] * r;
-                sums[i * packs + c / WIDTH] += d[i] * xhat;  // no other thread touches this one
+                int place = i * packs + (c - first) / WIDTH;  // no other thread touches this one
+                sums[place] += d[i] * xhat;
                 a[i] = r * (d[i] * gain[i] - xhat * mean);
             }
             store(dx + n * C + c, a);
         }
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < C; c += WARPS * WARP) {
+    for (int c = threadIdx.x; c < count; c += WARPS * WARP) {
         const float* place = (const float*)memory + c % WIDTH * packs + c / WIDTH;
         float sum = 0.0f;
         #pragma unroll
-        for (int v = 0; v < WARPS; v++) sum += place[v * C];
-        partial[(long long)blockIdx.x * C + c] = sum;
+        for (int v = 0; v < WARPS; v++) sum += place[v * count];
+        partial[(long long)blockIdx.x * C + first + c] = sum;
     }
 }

@@ -6,7 +6,7 @@ from npgpt.backend.cuda.compile import FLOAT32, contiguous, empty, source, width
 WARPS = 4  # of a block, as in rmsnorm.cu
 THREADS = 32 * WARPS
 MOST_PARTS = 1024  # rows of partial sums of dw: as many blocks as fill a large GPU
-MOST_CHANNELS = 3072  # WARPS sums of so many channels fit into 48 KB of shared memory
+SLICE = 3072  # channels: WARPS sums of so many fit into 48 KB of shared memory
 
 
 def rmsnorm_forward(x, w, eps=1e-5):
@@ -25,15 +25,15 @@ def rmsnorm_forward(x, w, eps=1e-5):
 def rmsnorm_backward(dy, cache):
     x, w, rstd = cache
     C = x.shape[-1]
-    if dy.shape != x.shape or x.size == 0 or C > MOST_CHANNELS or rstd.dtype != FLOAT32:
+    if dy.shape != x.shape or x.size == 0 or rstd.dtype != FLOAT32:
         return NotImplemented
     rows, drows, gain, rstd = (contiguous(z) for z in (x, dy, w, rstd))
     N = x.size // C
-    parts = min(-(-N // WARPS), MOST_PARTS)
+    parts, slice = min(-(-N // WARPS), MOST_PARTS), min(C, SLICE)
     dx, partial = empty(x.shape, x.dtype), empty((parts, C), FLOAT32)
     source("rmsnorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, gain, dx)).launch(
-        "rmsnorm_backward", (parts,), (THREADS,),
-        (drows, rows, gain, rstd, dx, partial, N, C),
-        shared_bytes=WARPS * C * 4,
+        "rmsnorm_backward", (parts, -(-C // slice)), (THREADS,),
+        (drows, rows, gain, rstd, dx, partial, N, C, slice),
+        shared_bytes=WARPS * slice * 4,
     )  # fmt: skip
     return dx, sum_columns(partial)

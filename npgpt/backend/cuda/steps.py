@@ -5,7 +5,8 @@ loss before it goes on. On a GPU, asking means waiting until it has worked off i
 it waits for the next order it does nothing. So here both stay on the device: clipping, and
 whether to take the step at all, is decided there (see steps.cu), and the host reads losses and
 norms when it wants to show them. Meanwhile it prepares the next batch, which is uploaded while
-the step before is computed.
+the step before is computed. Nor does the host know how many steps were skipped, in fp16, because
+the scaled gradient was too large: the scale, and AdamW's count of steps, are on the device too.
 
 A graph
     A step is some hundred calls, of some microseconds each on the host. With a large batch the GPU
@@ -17,6 +18,7 @@ Rounding
     In bf16 the weights that forward reads are a copy, rounded to bfloat16, which AdamW renews after
     each step. The weights that it adds its small steps to stay in float32, and so do gradients
     and AdamW's memory: bfloat16 has 8 binary places, and a step of a thousandth would be lost.
+    In fp16 it is the same with float16, and a loss that is scaled (see npgpt/loss_scale.py).
 """
 
 import time
@@ -25,28 +27,35 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt import plan
-from npgpt.backend import bfloat16, to_host
-from npgpt.backend.cuda.compile import empty, say, source
+from npgpt.backend import bfloat16, kernels_enabled, to_host
+from npgpt.backend.cuda.compile import FLOAT32, empty, from_host, say, source
 from npgpt.backend.cuda.elementwise import cast
 from npgpt.backend.cuda.linear import Products, multiply
-from npgpt.backend.cuda.optim import adamw, step_knobs
+from npgpt.backend.cuda.optim import FLOAT64, adamw
 from npgpt.backend.cuda.uploads import Uploads
 from npgpt.errors import UserError
-from npgpt.model import Chance, Parameters, loss_and_gradients
+from npgpt.loss_scale import GROW_AFTER, LossScale
+from npgpt.model import PLACES, Chance, Parameters, loss_and_gradients, mask_keys
 from npgpt.optim import sum_of_squares
 
 FIRST_STEPS = 2  # taken before a graph is recorded
 SPARE = 0.9  # of the free memory: the plan is an estimate
 MOST_WAITING = 1024  # steps whose loss and norm can wait on the device to be read
-DTYPES = {"float32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+
+
+def storage(dtype):
+    """What activations are kept in, where a run's dtype is "float32", "tf32", "bf16" or "fp16"."""
+    if dtype == "bf16":
+        return bfloat16()
+    return np.dtype(np.float16 if dtype == "fp16" else np.float32)
 
 
 class How(NamedTuple):
     """How steps are taken.
 
     Attributes: batch_size; accumulate, batches a step; clip, the largest norm of the gradient, 0
-                for no limit; dtype, "float32", "tf32" or "bf16"; graph, whether to record one;
-                smoothing of the targets; seed, of dropout.
+                for no limit; dtype, "float32", "tf32", "bf16" or "fp16"; graph, whether to
+                record one; smoothing of the targets; seed, of dropout.
     """
 
     batch_size: int
@@ -62,27 +71,38 @@ class DeviceSteps:
     """Takes the steps of a run on a GPU.
 
     Args:    params, grads, optimizer, as train.py's, in float32 and on the device; config; how,
-             a How; runtime, a Runtime.
+             a How; runtime, a Runtime; step, of the run, that is taken next; loss_scale, a
+             LossScale for it, in fp16, where it has one already.
+    Attributes: loss_scale, as of the last call of results(); None but for fp16.
     """
 
-    def __init__(self, params, grads, optimizer, config, how, runtime):
+    def __init__(self, params, grads, optimizer, config, how, runtime, step=0, loss_scale=None):
         self.params, self.grads, self.optimizer, self.config = params, grads, optimizer, config
         self.how, self.runtime = how, runtime
-        # A graph would drop the same channels in every step.
-        self.wants_graph, self.graph = how.graph and config.dropout == 0.0, None
-        dtype = how.dtype
-        Products.tf32 = dtype == "tf32"
-        self.dtype = np.dtype(np.float32) if DTYPES[dtype] == "float32" else bfloat16()
+        # The text wants the keys of its masks as numbers, which a graph would repeat in every step.
+        self.has_keys = config.drops and kernels_enabled("cupy")
+        self.wants_graph = how.graph and (self.has_keys or not config.drops)
+        self.graph = None
+        Products.tf32 = how.dtype == "tf32"
+        self.dtype = storage(how.dtype)
         self.has_shadow = self.dtype != np.float32
+        self.step = step
+        self.loss_scale = (loss_scale or LossScale()) if how.dtype == "fp16" else None
         flat = params.flat
         self.weights = Parameters(config, cast(flat, self.dtype)) if self.has_shadow else params
         rows = how.batch_size * how.accumulate
-        inputs = [((rows, config.block_size), np.int64)] * 2 + [((4,), np.float32)]
+        inputs = [((rows, config.block_size), np.int64)] * 2 + [((4,), FLOAT64)]
+        if self.has_keys:
+            inputs.append(((config.n_layer + 1, PLACES), np.uint64))
         self.uploads = Uploads(runtime, inputs)
-        self.ids, self.targets, self.knobs = self.uploads.inputs
-        self.report, self.alive = empty((2,), np.float64), empty((1,), np.int32)
-        self.alive[...] = 1
-        self.history = empty((MOST_WAITING, 2), np.float64)
+        self.ids, self.targets, self.wishes, *keys = self.uploads.inputs
+        self.keys = keys[0] if keys else None
+        # What `judge` works with, see steps.cu.
+        scale, good_steps = self.loss_scale or (1.0, 0)
+        self.scale = from_host(np.array(scale, np.float32))
+        self.counts = from_host(np.array([1, optimizer.step, good_steps], np.int32))
+        self.knobs, self.report = empty((4,), FLOAT32), empty((3,), FLOAT64)
+        self.history = empty((MOST_WAITING, 3), FLOAT64)
         self.taken = self.waiting = 0
 
     def rehearse(self, ids, targets):
@@ -92,7 +112,7 @@ class DeviceSteps:
         Raises:  UserError if the GPU has too little memory: it names a batch that would fit.
         """
         whole = [np.tile(np.asarray(x), (self.how.accumulate, 1)) for x in (ids, targets)]
-        self.uploads.put((*whole, np.zeros(4, np.float32)))
+        self._upload(*whole, np.zeros(4))
         try:
             with self.runtime.step_memory():
                 self._gradients(slice(0, self.how.batch_size))
@@ -108,24 +128,27 @@ class DeviceSteps:
         if self.waiting == MOST_WAITING:
             raise RuntimeError(f"results() must be asked for after {MOST_WAITING} steps at most")
         a = self.optimizer
-        a.step += 1
-        knobs = step_knobs(a.step, lr, a.beta1, a.beta2, a.weight_decay)
-        self.uploads.put((ids, targets, knobs))
+        self._upload(ids, targets, (lr, a.weight_decay, a.beta1, a.beta2))
         with self.runtime.step_memory():
             self._step()
         self.history[self.waiting] = self.report
+        self.step += 1
         self.taken += 1
         self.waiting += 1
 
     def results(self):
-        """Wait for all steps in the queue.
+        """Wait for all steps in the queue; the optimizer's count is then that of the device.
 
-        Returns: a list of (loss, norm) for each step since the last call. Once a norm is not
-                 finite, that step and all after it have changed nothing.
+        Returns: a list of (loss, norm, scale of the loss) for each step since the last call. A
+                 step whose norm is not finite has changed nothing, and if its scale was 1, nor
+                 has any step after it.
         """
-        numbers = to_host(self.history)[: self.waiting]
+        numbers = to_host(self.history)[: self.waiting].tolist()
         self.waiting = 0
-        return [(float(loss) / self.how.accumulate, float(norm)) for loss, norm in numbers]
+        _, self.optimizer.step, good_steps = to_host(self.counts).tolist()
+        if self.loss_scale:
+            self.loss_scale = LossScale(float(to_host(self.scale)), good_steps)
+        return [(loss / self.how.accumulate, norm, scale) for loss, norm, scale in numbers]
 
     def memory_bytes(self):
         """The GPU's memory that this process has: what its largest step needed, and all else."""
@@ -149,6 +172,11 @@ class DeviceSteps:
                 break
         return best
 
+    def _upload(self, ids, targets, wishes):
+        """Put what a step reads into its inputs, with the keys of its masks."""
+        keys = [mask_keys(Chance(self.how.seed, self.step), self.config)] if self.has_keys else []
+        self.uploads.put((ids, targets, wishes, *keys))
+
     def _step(self):
         """Run the step, or the graph of it; and record that, when it is time."""
         if self.graph is None and self.wants_graph and self.taken >= FIRST_STEPS:
@@ -171,8 +199,9 @@ class DeviceSteps:
             loss = part if loss is None else loss + part
         source("steps.cu", np.float32).launch(
             "judge", (1,), (32,),
-            (sum_of_squares(self.grads.flat), loss.astype(np.float32), self.report, self.knobs,
-             self.alive, self.how.clip),
+            (sum_of_squares(self.grads.flat), loss.astype(np.float32), self.wishes, self.scale,
+             self.counts, self.knobs, self.report, self.how.clip,
+             GROW_AFTER if self.loss_scale else 0),
         )  # fmt: skip
         a, p = self.optimizer, self.params
         first, size = a.first_decayed, p.flat.size
@@ -188,11 +217,12 @@ class DeviceSteps:
     def _gradients(self, rows):
         """Forward and backward for some rows of the inputs: their loss; gradients are added up."""
         how, chance = self.how, None
-        if self.config.dropout:
-            chance = Chance(how.seed, self.optimizer.step - 1, rows.start)
+        if self.config.drops:
+            chance = Chance(how.seed, self.step, rows.start, keys=self.keys)
+        scale = 1.0 / how.accumulate
         return loss_and_gradients(
             self.weights, self.grads, self.ids[rows], self.targets[rows], self.config,
-            1.0 / how.accumulate, chance, how.smoothing,
+            self.scale * scale if self.loss_scale else scale, chance, how.smoothing,
         )  # fmt: skip
 
     def _too_large(self):
