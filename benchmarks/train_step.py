@@ -91,7 +91,8 @@ class Npgpt:
 
         # A layer that is chosen by name is in a table; what calls others is not counted twice.
         layers = [n for n in vars(model) if n in npgpt.layers.__all__]
-        parts = [*layers, "split_qkv", "join_qkv"]
+        kernels = ["linear_backward_into", "embedding_backward_into", "meet"]
+        parts = [*layers, *kernels, "split_qkv", "join_qkv"]
         before = {name: getattr(model, name) for name in parts}
         tables = [(table, dict(table)) for table in (model.NORMS, model.MLPS)]
         for name, function in before.items():

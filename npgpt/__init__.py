@@ -15,6 +15,7 @@ Reading order
     parameters.py  the shape of a model, and its weights by name
     model.py       the layers composed, and the composition read upwards
     optim.py       what to do with a gradient: clipping, the schedule, AdamW
+    loss_scale.py  how gradients fit into half precision
     tokenizer/     text to numbers and back
     corpus/        a text of any size, from anywhere, to a file of numbers
     data.py        numbers to batches

@@ -90,7 +90,7 @@ def main(settings, given):
     s = with_preset(plain, given - {"trials"})
     data = prepare(s)
     config = _config(s, data.tokenizer.vocab_size)
-    params = Parameters(config, init_parameters(config, s.seed).flat)
+    params = Parameters(config, init_parameters(config, s.seed, init=s.init).flat)
     workers = Workers(params, s.threads or available_threads(), rows_at_once(config))
     optimizer = _new_optimizer(params, s)
     tokens = data.train.tokens
