@@ -155,15 +155,17 @@ def write_samples(model, prompt, settings):
     for first in range(0, n, BATCH):
         numbers = range(first, min(first + BATCH, n))
         headers = [f"----- sample {i + 1} of {n} -----\n" if n > 1 else "" for i in numbers]
-        emit(headers[0] + prompt)
+        begun = headers[0] + prompt  # shown with its first piece: until then kernels may report
         rest = ["" for _ in numbers]
         start = time.perf_counter()
         for pieces in stream(model, ids, settings, numbers, from_scratch=not prompt):
+            emit(begun)
+            begun = ""
             tokens += sum(piece is not None for piece in pieces)
             emit(pieces[0] or "")
             rest = [text + (piece or "") for text, piece in zip(rest, pieces)]
         seconds += time.perf_counter() - start
-        emit("\n")
+        emit(f"{begun}\n")
         for header, text in zip(headers[1:], rest[1:]):
             emit(f"{header}{prompt}{text}\n")
     if settings.out is not None:

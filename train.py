@@ -248,8 +248,9 @@ def log_line(run, loss, lr, norm, seconds, peak, skipped):
         f"val {run.valid_loss:.3f} | lr {lr:.1e} | norm {norm:.2f} | {scale}"
         f"{1e3 * seconds:.0f} ms | {rate:,.0f} tok/s"
     )
-    share = rate * plan.flops_per_token(run.config) / peak if peak else None
-    return line if share is None else f"{line} | {share:.0%} of peak"
+    share = rate * plan.flops_per_token(run.config) / peak if peak else math.inf
+    # Above 1, other programs were in the way when the peak was measured: it says nothing.
+    return line if share > 1.0 else f"{line} | {share:.0%} of peak"
 
 
 def print_plan(run):
