@@ -76,7 +76,7 @@ class Npgpt:
     def profile(self, steps):
         """Seconds a step in each function, added up over the threads."""
         import npgpt.layers
-        from npgpt import model
+        from npgpt import block, chance, model
 
         seconds = defaultdict(float)
 
@@ -90,13 +90,13 @@ class Npgpt:
             return call
 
         # A layer that is chosen by name is in a table; what calls others is not counted twice.
-        layers = [n for n in vars(model) if n in npgpt.layers.__all__]
-        kernels = ["linear_backward_into", "embedding_backward_into", "meet"]
-        parts = [*layers, *kernels, "split_qkv", "join_qkv"]
-        before = {name: getattr(model, name) for name in parts}
-        tables = [(table, dict(table)) for table in (model.NORMS, model.MLPS)]
-        for name, function in before.items():
-            setattr(model, name, timed(function))
+        names = {"linear_backward_into", "embedding_backward_into", "meet", "split_qkv", "join_qkv"}
+        names |= set(npgpt.layers.__all__)
+        homes = (chance, block, model)
+        before = [(home, n, f) for home in homes for n, f in vars(home).items() if n in names]
+        tables = [(table, dict(table)) for table in (block.NORMS, block.MLPS)]
+        for home, name, function in before:
+            setattr(home, name, timed(function))
         for table, pairs in tables:
             table.update({n: tuple(map(timed, pair)) for n, pair in pairs.items() if pair})
         start = time.perf_counter()
@@ -105,8 +105,8 @@ class Npgpt:
         seconds["the whole step, times threads"] = self.workers.threads * (
             time.perf_counter() - start
         )
-        for name, function in before.items():
-            setattr(model, name, function)
+        for home, name, function in before:
+            setattr(home, name, function)
         for table, pairs in tables:
             table.update(pairs)
         return {name: s / steps for name, s in seconds.items()}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from npgpt import model
+from npgpt import block, model
 from npgpt.layers import (
     affine_backward,
     affine_forward,
@@ -138,19 +138,19 @@ CHANCE = model.Chance(seed=1, step=2, row=3)  # heeded by the rows whose config 
 
 
 def heads_split_forward(qkv, config):
-    return model.split_qkv(qkv, config), None
+    return block.split_qkv(qkv, config), None
 
 
 def heads_split_backward(dy, cache):
-    return model.join_qkv(*dy)
+    return block.join_qkv(*dy)
 
 
 def heads_join_forward(q, k, v, config):
-    return model.join_qkv(q, k, v), config
+    return block.join_qkv(q, k, v), config
 
 
 def heads_join_backward(dy, cache):
-    return model.split_qkv(dy, cache)
+    return block.split_qkv(dy, cache)
 
 
 def without_bias_backward(dy, cache):
@@ -160,7 +160,7 @@ def without_bias_backward(dy, cache):
 
 
 def block_forward(x, config, cos=None, sin=None, **params):
-    y, cache = model.block_forward(x, params, (cos, sin), config, chance=CHANCE)
+    y, cache = block.block_forward(x, params, (cos, sin), config, chance=CHANCE)
     return y, (cache, params, config)
 
 
@@ -168,7 +168,7 @@ def block_backward(dy, cache):
     cache, params, config = cache
     grads = {name: np.zeros_like(w) for name, w in params.items()}
     # A dict of its own, as the model gives: what is put in place of a buffer is lost.
-    dx = model.block_backward(dy, cache, dict(grads), config)
+    dx = block.block_backward(dy, cache, dict(grads), config)
     return dx, *grads.values()
 
 

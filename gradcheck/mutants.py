@@ -116,7 +116,7 @@ def planted(mutant):
             for n, value in vars(module).items():
                 if value is true:
                     places.append((module, n))
-                elif type(value) is dict:  # perhaps one from names to pairs, as model.NORMS
+                elif type(value) is dict:  # perhaps one from names to pairs, as block.NORMS
                     tables += [(value, key, pair) for key, pair in value.items()
                                if type(pair) is tuple and any(f is true for f in pair)]  # fmt: skip
 
@@ -218,18 +218,18 @@ RELU = "layers.mlp:relu_backward"
 GELU = "layers.mlp:gelu_backward"
 DROPOUT = "layers.dropout:dropout_backward"
 MASK = "layers.dropout:_mask"
-DROP = "model:drop_forward"
-DRAW = "model:draw"
-ATTEND = "model:attend_forward"
-ATTEND_BACKWARD = "model:attend_backward"
+DROP = "chance:drop_forward"
+DRAW = "chance:draw"
+ATTEND = "block:attend_forward"
+ATTEND_BACKWARD = "block:attend_backward"
 GELU_TANH = "layers.mlp:gelu_tanh_backward"
 LOSS = "layers.loss:cross_entropy_backward"
 SMOOTH = "layers.loss:smooth_cross_entropy_backward"
-BLOCK = "model:block_backward"
+BLOCK = "block:block_backward"
 BACKWARD = "model:backward"
-MATRIX = "model:matrix_backward"
-INTO = "model:linear_backward_into"
-NORM = "model:norm_backward"
+MATRIX = "block:matrix_backward"
+INTO = "block:linear_backward_into"
+NORM = "block:norm_backward"
 STEP = "model:loss_and_dlogits"
 ADAMW = "optim:adamw_update"
 SCHEDULE = "optim:cosine_schedule"
@@ -563,7 +563,7 @@ MUTANTS = (
            ("join_qkv(dq, dk, dv)", "join_qkv(dq, dv, dk)")),
     _fault("block", BLOCK, "The MLP's norm is left out on the way down.",
            ('dh = norm_backward(dh, cache["mlp_norm"]', '_ = norm_backward(dh, cache["mlp_norm"]')),
-    _fault("block", "model:split_qkv", "Values are cut out where the keys are.",
+    _fault("block", "block:split_qkv", "Values are cut out where the keys are.",
            ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
     # model
     _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head.",
@@ -602,7 +602,7 @@ MUTANTS = (
              ("if chance is None or config", "chance = chance or Chance(0, 0)\n    if config")),
     _follows("model", ATTEND, "Attention forgets in evaluation too.",
              ("drops = chance is not None and config", "drops = config"),
-             ("draw(chance,", "draw(chance or Chance(0, 0),")),
+             ("draw(chance, 2, config.n_head * T * T)", "(7, 0)")),
     _follows("model", ATTEND, "A thread's rows forget as if they were the batch's first.",
              ("config.n_head * T * T", "0")),
     _follows("model", ATTEND, "Attention's weights share the mask of a branch.",

@@ -13,7 +13,9 @@ Reading order
     layers/        the lecture; begin with linear, embedding, rmsnorm, rope, attention, swiglu, loss
     ../lectures/   a climb in five short programs, from a table of letter pairs to a GPT
     parameters.py  the shape of a model, and its weights by name
-    model.py       the layers composed, and the composition read upwards
+    block.py       layers composed, and the composition read upwards: one block
+    model.py       the same for the whole
+    chance.py      what a step of training drops
     optim.py       what to do with a gradient: clipping, the schedule, AdamW
     loss_scale.py  how gradients fit into half precision
     tokenizer/     text to numbers and back

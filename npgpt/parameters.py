@@ -12,7 +12,7 @@ import numpy as np
 
 from npgpt.errors import UserError
 
-# What there is to choose from; model.py says which layers the names stand for.
+# What there is to choose from; block.py says which layers the names stand for.
 NORM_NAMES = ("rmsnorm", "layernorm")
 POSITIONS = ("rope", "learned", "none")
 MLP_NAMES = ("swiglu", "gelu", "gelu_tanh", "relu", "none")
@@ -43,7 +43,7 @@ class GPTConfig:
     bias: bool = False  # whether the blocks' matrices, and layernorm, have biases
     qkv_bias: bool = True  # and whether queries, keys and values are among them
     head_bias: bool = False  # whether the output has one
-    dropout: float = 0.0  # share of channels dropped in training: see model.Chance
+    dropout: float = 0.0  # share of channels dropped in training: see chance.Chance
     attention_dropout: float = 0.0  # share of attention's weights dropped in training
     recompute: bool = False  # whether backward makes each block's cache again: see model.recall
 

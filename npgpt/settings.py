@@ -4,11 +4,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from npgpt.backend import BACKENDS
+from npgpt.block import MLPS, NORMS
 from npgpt.cli import option
 from npgpt.errors import UserError
 from npgpt.finetune import DECIDED
-from npgpt.model import MLPS, NORMS, POSITIONS
-from npgpt.parameters import INITS
+from npgpt.parameters import INITS, POSITIONS
 from npgpt.presets import DEFAULT_PRESET, PRESETS
 
 

@@ -31,7 +31,7 @@ MOST_REGISTERS = {
     "layernorm.cu": 64,
     "loss.cu": 48,
     "mlp.cu": 40,
-    "model.cu": 48,
+    "block.cu": 48,
     "optim.cu": 64,
     "rmsnorm.cu": 80,
     "rope.cu": 40,

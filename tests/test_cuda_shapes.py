@@ -33,7 +33,8 @@ from fake_device import DeviceArray
 from npgpt import layers, optim
 from npgpt.backend.cuda import compile as cuda
 from npgpt.backend.fused import find_kernel
-from npgpt.model import GPTConfig, loss_and_dlogits, split_qkv
+from npgpt.block import split_qkv
+from npgpt.model import GPTConfig, loss_and_dlogits
 
 pytestmark = [
     pytest.mark.parity,

@@ -13,24 +13,17 @@ from fake_cublaslt import KINDS_BY_NAME, FakeClock, FakeDll
 from fake_device import DeviceArray, FakeModule
 from fake_runtime import FakeRuntime
 
-from npgpt import loss_scale, model, plan
+from npgpt import chance, loss_scale, plan
 from npgpt.backend import fused
 from npgpt.backend.cuda import compile as cuda
 from npgpt.backend.cuda import linear, rounding, runtime, steps, uploads
 from npgpt.backend.cuda.cublaslt import CublasLt
 from npgpt.backend.cuda.rounding import supported
 from npgpt.backend.cuda.steps import DeviceSteps, How
+from npgpt.block import join_qkv, meet
 from npgpt.errors import UserError
 from npgpt.loss_scale import LossScale
-from npgpt.model import (
-    Chance,
-    GPTConfig,
-    Parameters,
-    init_parameters,
-    join_qkv,
-    loss_and_gradients,
-    meet,
-)
+from npgpt.model import Chance, GPTConfig, Parameters, init_parameters, loss_and_gradients
 from npgpt.optim import AdamW, clip_gradient
 from npgpt.sampling import generate, make_decoder, sample_rngs
 
@@ -440,13 +433,13 @@ def test_a_recorded_step_reads_the_keys_of_its_masks(gpu, monkeypatch):
     """What is made on the host while a graph is recorded would be the same in every step."""
     runtime = FakeRuntime()
     device = device_steps(runtime, config=replace(CONFIG, dropout=0.1, attention_dropout=0.1))
-    make = model.dropout_key
+    make = chance.dropout_key
 
     def outside_of_the_queue(*numbers):
         assert not runtime.in_step_memory
         return make(*numbers)
 
-    monkeypatch.setattr(model, "dropout_key", outside_of_the_queue)
+    monkeypatch.setattr(chance, "dropout_key", outside_of_the_queue)
     for ids, targets in batches(4):
         device.take(ids, targets, LR)
     assert runtime.notes.count("launch") == 2

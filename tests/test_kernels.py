@@ -31,8 +31,9 @@ from gradcheck.cases import (
     turned_heads,
 )
 from gradcheck.numerical import flatten
-from npgpt import model, optim
+from npgpt import block, model, optim
 from npgpt.backend.fused import find_kernel, fused
+from npgpt.block import split_qkv
 from npgpt.layers import (
     attention_backward,
     attention_forward,
@@ -62,7 +63,7 @@ from npgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
-from npgpt.model import GPTConfig, split_qkv
+from npgpt.model import GPTConfig
 
 pytestmark = [
     pytest.mark.parity,
@@ -132,7 +133,7 @@ FUNCTIONS = (
     embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
     rope_forward, rope_backward, swiglu_forward, swiglu_backward,
     rope_attention_forward, rope_attention_backward, model.embedding_backward_into,
-    model.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
+    block.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
 )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
+from npgpt.block import linear_backward_into
 from npgpt.layers import embedding_backward, linear_backward
-from npgpt.model import embedding_backward_into, linear_backward_into
+from npgpt.model import embedding_backward_into
 
 if importlib.util.find_spec("numba"):
     from npgpt.backend.cpu.matmul import COLUMNS, HEIGHT, LINE, ROWS, STEPS, WIDTH, multiply_large

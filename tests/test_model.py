@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from npgpt.block import join_qkv, split_qkv
 from npgpt.errors import UserError
 from npgpt.layers import cross_entropy_forward
 from npgpt.model import (
@@ -20,10 +21,8 @@ from npgpt.model import (
     count_parameters,
     forward,
     init_parameters,
-    join_qkv,
     loss_and_gradients,
     parameter_shapes,
-    split_qkv,
 )
 from npgpt.optim import AdamW
 from npgpt.parameters import MLP_NAMES, NORM_NAMES

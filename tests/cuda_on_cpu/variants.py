@@ -6,7 +6,7 @@ from npgpt.backend.cuda.compile import ELEMENTS, source
 
 FLOAT32 = np.dtype(np.float32)
 PLAIN = (
-    "rmsnorm.cu", "layernorm.cu", "swiglu.cu", "rope.cu", "elementwise.cu", "model.cu",
+    "rmsnorm.cu", "layernorm.cu", "swiglu.cu", "rope.cu", "elementwise.cu", "block.cu",
     "dropout.cu", "shared_row.cu",
 )  # fmt: skip
 IDS = "loss.cu", "embedding.cu"

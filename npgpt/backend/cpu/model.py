@@ -1,11 +1,6 @@
-"""What the model does between layers on a CPU: a gradient is added to where it is made."""
+"""Between the model's layers on a CPU: the table's gradient is added to where it is made."""
 
 from npgpt.backend.cpu.embedding import add_rows
-from npgpt.backend.cpu.linear import backward_into
-
-
-def linear_backward_into(dy, cache, g):
-    return backward_into(dy, cache, g, True)
 
 
 def embedding_backward_into(dx, cache, g):

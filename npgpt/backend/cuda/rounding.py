@@ -4,7 +4,7 @@ from npgpt import layers
 from npgpt.backend.cuda import attention
 from npgpt.backend.cuda.compile import say
 from npgpt.backend.fused import find_kernel
-from npgpt.model import MLPS, NORMS
+from npgpt.block import MLPS, NORMS
 
 LEAST_CAPABILITY = {"tf32": 80, "bf16": 80, "fp16": 75}  # of a GPU that multiplies such numbers
 

@@ -33,9 +33,10 @@ from npgpt.backend.cuda.elementwise import cast
 from npgpt.backend.cuda.linear import Products, multiply
 from npgpt.backend.cuda.optim import FLOAT64, adamw
 from npgpt.backend.cuda.uploads import Uploads
+from npgpt.chance import PLACES, Chance, mask_keys
 from npgpt.errors import UserError
 from npgpt.loss_scale import GROW_AFTER, LossScale
-from npgpt.model import PLACES, Chance, Parameters, loss_and_gradients, mask_keys
+from npgpt.model import Parameters, loss_and_gradients
 from npgpt.optim import sum_of_squares
 
 FIRST_STEPS = 2  # taken before a graph is recorded
