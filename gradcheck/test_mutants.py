@@ -6,7 +6,7 @@ import pytest
 
 from gradcheck import mutants
 from gradcheck.mutants import MUTANTS, WITNESSES, Mutant, planted, trial
-from npgpt import model
+from npgpt import block
 from npgpt.layers import rmsnorm
 
 LAYERS = tuple(dict.fromkeys(mutant.layer for mutant in MUTANTS))
@@ -46,12 +46,12 @@ def test_a_mutant_is_planted_wherever_the_program_knows_the_function_and_taken_o
     mutant = next(mutant for mutant in MUTANTS if mutant.name == "rmsnorm_backward")
     true = rmsnorm.rmsnorm_backward
     with planted(mutant) as swap:
-        assert rmsnorm.rmsnorm_backward is model.rmsnorm_backward is swap(true) is not true
+        assert rmsnorm.rmsnorm_backward is block.rmsnorm_backward is swap(true) is not true
         assert swap(len) is len
-    assert rmsnorm.rmsnorm_backward is model.rmsnorm_backward is true
+    assert rmsnorm.rmsnorm_backward is block.rmsnorm_backward is true
     with pytest.raises(RuntimeError), planted(mutant):
         raise RuntimeError
-    assert model.rmsnorm_backward is true
+    assert block.rmsnorm_backward is true
 
 
 def test_a_mutant_whose_text_is_gone_says_so():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import npgpt.model
+import npgpt.block
 import npgpt.sampling
 from npgpt.errors import UserError
 from npgpt.layers import linear_forward
@@ -157,7 +157,7 @@ def test_int8_is_what_its_definition_says(name, monkeypatch):
         y, cache = linear_forward(codes, rows.T)
         return y * step * scale[:, 0], cache
 
-    monkeypatch.setattr(npgpt.model, "linear_forward", linear_in_int8)
+    monkeypatch.setattr(npgpt.block, "linear_forward", linear_in_int8)
     defined = forward(params, ids, config)[0]
     scores = read_one_by_one(make_decoder(model(config), config, "int8", threads=2), ids)
     # Where a number falls between two codes, float32 may take the other one: seldom, so medians.

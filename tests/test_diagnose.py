@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npgpt import model
+from npgpt import block
 from npgpt.diagnose import _as_backward_goes, first_bad_tensor
 from npgpt.model import Chance, GPTConfig, init_parameters
 
@@ -42,13 +42,13 @@ def test_an_overflow_on_the_way_is_named_by_the_layer_that_saw_it_first():
 
 def test_a_gradient_is_named_if_all_before_it_is_well(monkeypatch):
     params, ids, targets = step(GPT2)
-    true = model.attention_backward
+    true = block.attention_backward
 
     def faulty(dy, cache):
         dq, dk, dv = true(dy, cache)
         return dq * np.float32(np.inf), dk, dv
 
-    monkeypatch.setattr(model, "attention_backward", faulty)
+    monkeypatch.setattr(block, "attention_backward", faulty)
     told = first_bad_tensor(params, ids, targets, GPT2)
     assert told.startswith("the gradient of blocks.2.wqkv")
 

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 from npgpt.errors import UserError
-from npgpt.model import Parameters, bias_of, count_parameters, parameter_shapes
+from npgpt.model import Parameters, count_parameters, parameter_shapes
+from npgpt.parameters import bias_of
 
 # Ours, which piece of it, Hugging Face's name, GGUF's name: once, and for each block.
 LLAMA = [
