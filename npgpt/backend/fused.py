@@ -76,7 +76,7 @@ def kernel_package(values):
         elif kind not in KERNELS and isinstance(value, PLAIN):
             continue
         elif kind in KERNELS or is_known(kind):
-            if value.dtype.kind in "iu":
+            if is_integers(value):
                 continue
             found = KERNELS[kind] if fits(value.dtype, KERNELS[kind]) else None
         else:
