@@ -131,12 +131,11 @@ TWICE = (
 IN_ONE = layers.rope_attention_forward, layers.rope_attention_backward
 # The first of these few queries sees one key. There the text computes dy · v and dy · y by the same
 # operations, and what should cancel does so exactly: in the text only. In 60 other draws of the row
-# the errors are alike, with medians of 2.0e-7 and of 1.8e-7 for the text.
-LUCKY = "attention_dropout", "later rows"
+# the errors are alike, with medians of 2.0e-7 and of 1.8e-7 for the text. So this one gradient of
+# the kernel, of the text's cache, is not asked to be as exact as that.
+LUCKY = "attention_dropout", "later rows", "text, kernel", "k"
 KERNEL_CASES = [
-    case
-    for case in (*CASES, *MORE)
-    if {case.forward, case.backward} <= set(FUNCTIONS) and (case.layer, case.name) != LUCKY
+    case for case in (*CASES, *MORE) if {case.forward, case.backward} <= set(FUNCTIONS)
 ]
 # RoPE and attention in one are left to two kernels where there are no tensor cores.
 ROUNDED_CASES = [
@@ -235,7 +234,8 @@ def wrong_in_float32(case, device, mix="kernel, kernel"):
     inputs = {n: to(z) for n, z in case.inputs().items()}
     with np.errstate(all="ignore"):
         fast = outputs(case, inputs, way[forward](case.forward), way[backward](case.backward), to)
-    return [n for n in fast if not error(fast[n], truth[n]) <= 2.0 * plain[n] + FLOOR]
+    wrong = [n for n in fast if not error(fast[n], truth[n]) <= 2.0 * plain[n] + FLOOR]
+    return [n for n in wrong if (case.layer, case.name, mix, n) != LUCKY]
 
 
 def wrong_when_rounded(case, dtype, device):
