@@ -43,7 +43,8 @@ def plot_run(run_dir):
     axes.plot(*zip(*train), color=TRAIN, linewidth=0.8, label="training batch")
     if valid:
         label = f"validation, {valid[-1][1]:.3f} at the end"
-        axes.plot(*zip(*valid), color=VALID, linewidth=1.8, marker="o", markersize=3, label=label)
+        dots = {"marker": "o", "markersize": 3, "clip_on": False}  # the last lies on the edge
+        axes.plot(*zip(*valid), color=VALID, linewidth=1.8, label=label, **dots)
     if floor is not None:
         label = f"entropy of the source, {floor:.3f}"
         axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle="--", label=label)

@@ -71,6 +71,14 @@ def test_the_readme_links_to_files_that_exist():
         assert (ROOT / link).exists(), link
 
 
+def test_what_the_readme_shows_of_a_layer_is_in_its_file():
+    path = re.search(r"^From \[(npgpt/layers/\w+\.py)\]", README, re.M).group(1)
+    derived, computed = re.findall(r"^```(?:python)?\n(    .*?)```$", README, re.M | re.S)[:2]
+    text = (ROOT / path).read_text("utf-8")
+    assert "= rstd · (gⱼ" in derived and derived in text
+    assert "return dx, dw" in computed and computed in text
+
+
 def test_the_readme_commands_have_the_options_that_they_use():
     pages = {}
     for program, rest in re.findall(r"^python (train\.py|generate\.py)(.*)$", README, re.M):
