@@ -184,7 +184,7 @@ def make_decoder(params, config, dtype="float32", threads=None):
              the time of a token is the time to read them all, and the latter two have a half and
              a quarter of the bytes; threads (default: as many as turn out fastest).
     Returns: a Decoder. On a CPU only the compiled one heeds dtype and threads.
-    Raises:  UserError if weights are to be rounded, and no kernel knows the model or can run.
+    Raises:  UserError if weights are to be rounded, and no kernel can do it.
     """
     norm = params["norm"]
     if not isinstance(norm, np.ndarray):
@@ -195,18 +195,10 @@ def make_decoder(params, config, dtype="float32", threads=None):
         from npgpt.backend.cuda.runtime import Runtime
 
         return GraphDecoder(params, config, Runtime())
-    # The one composition that is compiled; all others are read by the text.
-    known = (config.norm, config.position, config.mlp) == ("rmsnorm", "rope", "swiglu")
-    known = known and not (config.bias or config.head_bias)
-    if known and isinstance(norm, np.ndarray) and norm.dtype == np.float32 and kernels_enabled():
+    if norm.dtype == np.float32 and kernels_enabled():
         from npgpt.backend.cpu.decode import CompiledDecoder
 
         return CompiledDecoder(params, config, dtype, threads)
-    if dtype != "float32" and not known:
-        raise UserError(
-            f"--dtype {dtype} is for models of rmsnorm, rope and swiglu without biases, and this "
-            f"one is of {config.norm}, {config.position} and {config.mlp}: leave out --dtype"
-        )
     if dtype != "float32":
         raise UserError(
             f"--dtype {dtype} needs the compiled kernels of the numpy backend: install numba, and "

@@ -7,16 +7,18 @@ forward once more, without what backward would need, as one walk that several th
 together. They share the outputs of each matrix, and meet where one needs what all have computed:
 five times a block.
 
-    x = wte[ids]                                  each thread some channels         meet
+    x = wte[ids] + wpe[places]                    each thread some channels         meet
     L times:
         q, k, v = rope(rows of wqkv · norm(x))    some heads; k and v are kept      meet
         a = attention(q, all k, all v)            some heads of some tokens         meet
         x += rows of wo · a                       some channels                     meet
-        h = swiglu(rows of w_gate_up · norm(x))   some hidden channels              meet
+        h = swiglu(rows of w_up · norm(x))        some hidden channels              meet
         x += rows of w_down · h                   some channels                     meet
     logits = rows of lm_head · norm(x)            some tokens of the vocabulary
 
-norm(x) is so little work that each thread does it for itself.
+norm(x) is so little work that each thread does it for itself. Models are made of different parts
+(block.py), and this is the walk of them all: what a model does not have, wpe or rope or a bias,
+is an array without entries; which norm and which bend it has are two numbers.
 
 The tokens are the next ones of several texts, or a piece of a prompt, or both: each has its text
 and its place, and sees what has been kept of that text up to that place. Weights are read once
@@ -33,14 +35,28 @@ import numpy as np
 from npgpt.backend.cpu.compile import REORDER, kernel
 from npgpt.backend.cpu.dots import multiply
 from npgpt.backend.cpu.exp import exp
+from npgpt.backend.cpu.mlp import gelu, gelu_tanh, relu
 from npgpt.backend.cpu.packing import Matrix, code_dtype, pack_weights, prepare
 from npgpt.backend.cpu.team import Team, meet, share, try_out
 from npgpt.parallel import available_threads
+from npgpt.parameters import MLP_NAMES
 from npgpt.sampling import Decoder
 
 f32 = np.float32
 PIECE = 16  # tokens that are read at once: their vectors should fit into the fastest memory
 WORTH_A_THREAD = 4 << 20  # bytes of weights that take longer to read than a thread to wake
+FIRST = np.int64(0)  # a plain 0 is a type of its own to Numba, for which it would compile anew
+SWIGLU, GELU, GELU_TANH, RELU, NO_MLP = map(
+    MLP_NAMES.index, ("swiglu", "gelu", "gelu_tanh", "relu", "none")
+)
+
+
+class Parts(NamedTuple):
+    """Of what a model is made, where its weights do not say it."""
+
+    centred: Any  # whether its norms take the mean away: LayerNorm, not RMSNorm
+    eps: Any  # of its norms
+    bend: Any  # of its MLP, one of SWIGLU, GELU, GELU_TANH, RELU and NO_MLP
 
 
 class Workspace(NamedTuple):
@@ -49,7 +65,7 @@ class Workspace(NamedTuple):
     x: Any  # (N, C) float32, the stream
     qkv: Any  # (N, (H + 2G)·D)
     a: Any  # (N, H·D)
-    gate_up: Any  # (N, 2F)
+    up: Any  # (N, F), with gates (N, 2F)
     h: Any  # (N, F)
     dx: Any  # (N, C), what a branch adds to the stream
     normed: Any  # (threads, N, C)
@@ -62,26 +78,29 @@ class Workspace(NamedTuple):
 
 @kernel
 def decode(
-    thread, threads, meeting, weights, work, ids, texts, places, eps, keys, values, logits
+    thread, threads, meeting, weights, parts, work, ids, texts, places, keys, values, logits
 ):  # fmt: skip
     """What one thread does: see the top of this file.
 
-    Args:    thread, threads, meeting, as Team.run gives them; weights; work, a Workspace; ids,
-             texts, places (N,), tokens, and where they stand, each text's in order; eps of the
-             norms; keys, values (L, B, block_size, G, D), of which these places are written;
-             logits (the last of the N tokens, V), written.
+    Args:    thread, threads, meeting, as Team.run gives them; weights; parts; work, a Workspace;
+             ids, texts, places (N,), tokens, and where they stand, each text's in order; keys,
+             values (L, B, block_size, G, D), of which these places are written; logits (the last
+             of the N tokens, V), written.
     """
-    C, F, unscored = work.x.shape[1], work.h.shape[1], len(ids) - len(logits)
+    C, unscored = work.x.shape[1], len(ids) - len(logits)
     first, last = share(C, thread, threads)
-    first_hidden, last_hidden = share(F, thread, threads)
+    first_hidden, last_hidden = share(work.h.shape[1], thread, threads)
+    width = 2 if parts.bend == SWIGLU else 1
     codes, hidden_codes, normed = work.codes[thread], work.hidden_codes[thread], work.normed[thread]
     unit, offset = work.unit[thread], work.offset[thread]
 
     for n in range(len(ids)):
         copy(work.x[n, first:last], weights.wte[ids[n], first:last])
+        if len(weights.wpe):
+            add(work.x[n, first:last], weights.wpe[places[n], first:last])
     meet(threads, meeting)
     for i in range(keys.shape[0]):
-        norm(work.x, weights.attn_norm[i], eps, normed)
+        norm(work.x, weights.attn_norm, i, parts, normed)
         prepare(normed, codes, unit, offset)
         project_qkv(thread, threads, i, weights, work, texts, places, keys[i], values[i])
         meet(threads, meeting)
@@ -89,37 +108,45 @@ def decode(
         meet(threads, meeting)
         prepare(work.a, codes, unit, offset)
         w = weights.wo
-        multiply(w.packed[i], w.scale[i], codes, unit, offset, work.dx, first, last)
-        add(work.x, work.dx, first, last)
+        multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.dx, first, last)
+        add_rows(work.x, work.dx, first, last)
         meet(threads, meeting)
-        norm(work.x, weights.mlp_norm[i], eps, normed)
-        prepare(normed, codes, unit, offset)
-        w, begin, end = weights.w_gate_up, 2 * first_hidden, 2 * last_hidden
-        multiply(w.packed[i], w.scale[i], codes, unit, offset, work.gate_up, begin, end)
-        swiglu(work.gate_up, work.h, first_hidden, last_hidden)
-        meet(threads, meeting)
-        prepare(work.h, hidden_codes, unit, offset)
-        w = weights.w_down
-        multiply(w.packed[i], w.scale[i], hidden_codes, unit, offset, work.dx, first, last)
-        add(work.x, work.dx, first, last)
-        meet(threads, meeting)
+        if parts.bend != NO_MLP:
+            norm(work.x, weights.mlp_norm, i, parts, normed)
+            prepare(normed, codes, unit, offset)
+            w, begin, end = weights.w_up, width * first_hidden, width * last_hidden
+            multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.up, begin, end)
+            bend(parts.bend, work.up, work.h, first_hidden, last_hidden)
+            meet(threads, meeting)
+            prepare(work.h, hidden_codes, unit, offset)
+            w = weights.w_down
+            multiply(
+                w.packed[i], w.scale[i], w.bias[i], hidden_codes, unit, offset, work.dx, first, last
+            )
+            add_rows(work.x, work.dx, first, last)
+            meet(threads, meeting)
     codes, normed = codes[unscored:], normed[unscored:]
-    norm(work.x[unscored:], weights.norm, eps, normed)
+    norm(work.x[unscored:], weights.norm, FIRST, parts, normed)
     prepare(normed, codes, unit, offset)
     w, (begin, end) = weights.lm_head, share(logits.shape[1], thread, threads)
-    multiply(w.packed[0], w.scale[0], codes, unit, offset, logits, begin, end)
+    multiply(w.packed[0], w.scale[0], w.bias[0], codes, unit, offset, logits, begin, end)
 
 
 @kernel(fastmath=REORDER)
-def norm(x, gain, eps, y):
-    """y = RMSNorm of each row of x (N, C)."""
+def norm(x, weights, i, parts, y):
+    """y = RMSNorm or LayerNorm i of each row of x (N, C)."""
+    gain, bias = weights.gain[i], weights.bias[i]
     for n in range(x.shape[0]):
-        row, total = x[n], f32(0)
+        row, mean, total = x[n], f32(0), f32(0)
+        if parts.centred:
+            for c in range(x.shape[1]):
+                mean += row[c]
+            mean /= f32(x.shape[1])
         for c in range(x.shape[1]):
-            total += row[c] * row[c]
-        rstd = f32(1) / np.sqrt(total / f32(x.shape[1]) + f32(eps))
+            total += (row[c] - mean) * (row[c] - mean)
+        rstd = f32(1) / np.sqrt(total / f32(x.shape[1]) + f32(parts.eps))
         for c in range(x.shape[1]):
-            y[n, c] = row[c] * rstd * gain[c]
+            y[n, c] = (row[c] - mean) * rstd * gain[c] + bias[c]
 
 
 @kernel
@@ -130,12 +157,17 @@ def copy(into, row):
 
 
 @kernel
-def add(x, dx, first, last):
+def add(into, row):
+    """into += row."""
+    for c in range(len(into)):
+        into[c] += row[c]
+
+
+@kernel
+def add_rows(x, dx, first, last):
     """x += dx, for some channels."""
-    for n in range(x.shape[0]):
-        into, more = x[n, first:last], dx[n, first:last]
-        for c in range(len(into)):
-            into[c] += more[c]
+    for n in range(len(x)):
+        add(x[n, first:last], dx[n, first:last])
 
 
 @kernel
@@ -144,11 +176,9 @@ def project_qkv(thread, threads, i, weights, work, texts, places, keys, values):
     G, D = keys.shape[2:]
     H = work.x.shape[1] // D
     first, last = share(H + 2 * G, thread, threads)
+    codes, unit, offset = work.codes[thread], work.unit[thread], work.offset[thread]
     w = weights.wqkv
-    multiply(
-        w.packed[i], w.scale[i], work.codes[thread], work.unit[thread], work.offset[thread],
-        work.qkv, first * D, last * D,
-    )  # fmt: skip
+    multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.qkv, first * D, last * D)
     for n in range(len(places)):
         b, t = texts[n], places[n]
         for h in range(first, last):
@@ -163,7 +193,7 @@ def project_qkv(thread, threads, i, weights, work, texts, places, keys, values):
 
 @kernel
 def turn(head, cos, sin):
-    """RoPE of one head (D,), in place."""
+    """RoPE of one head (D,), in place; without rope cos and sin have no entries."""
     half = len(cos)
     for j in range(half):
         x1, x2 = head[j], head[j + half]
@@ -216,13 +246,27 @@ def add_values(a, probs, values, b, g):
 
 
 @kernel
-def swiglu(gate_up, h, first, last):
-    """h = silu(gate) · up, for some hidden channels."""
-    for n in range(h.shape[0]):
-        pairs, some = gate_up[n, 2 * first : 2 * last], h[n, first:last]
-        for j in range(len(some)):
-            gate, up = pairs[2 * j], pairs[2 * j + 1]
-            some[j] = gate / (f32(1) + exp(-gate)) * up
+def bend(kind, ups, hidden, first, last):
+    """What bends between the two matrices of the MLP, for some hidden channels."""
+    width = 2 if kind == SWIGLU else 1  # a gate beside each value
+    for n in range(len(hidden)):
+        up, h = ups[n, width * first : width * last], hidden[n, first:last]
+        if kind == SWIGLU:
+            swiglu(up, h)
+        elif kind == GELU:
+            gelu(up, h)
+        elif kind == GELU_TANH:
+            gelu_tanh(up, h)
+        else:
+            relu(up, h)
+
+
+@kernel
+def swiglu(pairs, h):
+    """h = silu(gate) · up, for pairs of gate and up."""
+    for j in range(len(h)):
+        gate, up = pairs[2 * j], pairs[2 * j + 1]
+        h[j] = gate / (f32(1) + exp(-gate)) * up
 
 
 class CompiledDecoder(Decoder):
@@ -238,6 +282,7 @@ class CompiledDecoder(Decoder):
         super().__init__(params, config)
         self.dtype, self.team = dtype, Team(threads or available_threads())
         self.weights = pack_weights(params, config, dtype)
+        self.parts = Parts(config.norm == "layernorm", config.norm_eps, MLP_NAMES.index(config.mlp))
         matrices = [part for part in self.weights if isinstance(part, Matrix)]
         self.bytes_per_token = sum(matrix.packed.nbytes for matrix in matrices)
         guess = self.bytes_per_token // WORTH_A_THREAD
@@ -274,14 +319,15 @@ class CompiledDecoder(Decoder):
         texts = np.tile(np.arange(texts.start, texts.stop), T)
         places = np.repeat(np.arange(place, place + T), B)
         self.team.run(
-            self.threads, decode, self.weights, self.workspaces[N], ids, texts, places,
-            self.config.norm_eps, cache.k, cache.v, logits,
+            self.threads, decode, self.weights, self.parts, self.workspaces[N], ids, texts, places,
+            cache.k, cache.v, logits,
         )  # fmt: skip
 
     def _make_workspace(self, N):
         config, threads = self.config, self.team.most
         C, F, D = config.n_embd, config.n_hidden, config.head_dim
-        shared = (C, (config.n_head + 2 * config.n_kv_head) * D, C, 2 * F, F, C)
+        up = 2 * F if config.mlp == "swiglu" else F
+        shared = (C, (config.n_head + 2 * config.n_kv_head) * D, C, up, F, C)
         kind = code_dtype(self.dtype)
         return Workspace(
             *(np.zeros((N, width), np.float32) for width in shared),

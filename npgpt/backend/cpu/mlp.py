@@ -26,7 +26,7 @@ CUBE3 = f32(3.0 * 0.044715)
 
 
 def relu_forward(x):
-    y = _each(_relu, x)
+    y = _each(relu, x)
     return y if y is NotImplemented else (y, (y,))
 
 
@@ -35,7 +35,7 @@ def relu_backward(dy, cache):
 
 
 def gelu_forward(x):
-    y = _each(_gelu, x)
+    y = _each(gelu, x)
     return y if y is NotImplemented else (y, (x,))
 
 
@@ -44,7 +44,7 @@ def gelu_backward(dy, cache):
 
 
 def gelu_tanh_forward(x):
-    y = _each(_gelu_tanh, x)
+    y = _each(gelu_tanh, x)
     return y if y is NotImplemented else (y, (x,))
 
 
@@ -78,7 +78,8 @@ def _cdf(x, phi):
 
 
 @kernel
-def _relu(x, y):
+def relu(x, y):
+    """y = relu(x), for rows of numbers (N,)."""
     for i in range(x.size):
         y[i] = ZERO if x[i] <= ZERO else x[i]
 
@@ -90,7 +91,8 @@ def _relu_slope(y, dy, dx):
 
 
 @kernel
-def _gelu(x, y):
+def gelu(x, y):
+    """y = x · Φ(x), for rows of numbers (N,)."""
     for i in range(x.size):
         y[i] = x[i] * _cdf(x[i], _phi(x[i]))
 
@@ -103,8 +105,8 @@ def _gelu_slope(x, dy, dx):
 
 
 @kernel
-def _gelu_tanh(x, y):
-    """½ (1 + tanh u) is the sigmoid of 2u."""
+def gelu_tanh(x, y):
+    """y = x · σ(2u), for ½ (1 + tanh u) is the sigmoid of 2u; rows of numbers (N,)."""
     for i in range(x.size):
         v = x[i]
         y[i] = v / (ONE + exp(-ROOT8 * (v + CUBE * v * v * v)))

@@ -26,69 +26,95 @@ from npgpt.backend.cpu.compile import REORDER, kernel
 from npgpt.backend.cpu.dots import HAS_VNNI, STEP, in_pairs
 from npgpt.errors import UserError
 from npgpt.layers import rope_table
+from npgpt.parameters import bias_of
 
 DTYPES = ("float32", "bf16", "int8")
 f32, i32 = np.float32, np.int32
 
 
 class Matrix(NamedTuple):
-    """One matrix of every block, packed."""
+    """One matrix of every block, packed, and its biases."""
 
     packed: Any  # (L, N, K or more)
     scale: Any  # (L, N) float32
+    bias: Any  # (L, N) float32, 0 if there is none
+
+
+class Norm(NamedTuple):
+    """One norm of every block. Gains and biases stay float32, whatever the matrices are."""
+
+    gain: Any  # (L, C)
+    bias: Any  # (L, C), 0 if there is none
 
 
 class Weights(NamedTuple):
-    """All that decoding reads of a model."""
+    """All that decoding reads of a model. What a model does not have, has no entries."""
 
     wte: Any  # (V, C) float32, whatever the others are
+    wpe: Any  # (block_size, C) float32, of learned places
     wqkv: Matrix  # (L, (H + 2G)·D, C)
     wo: Matrix  # (L, C, H·D)
-    w_gate_up: Matrix  # (L, 2F, C): gate 0, up 0, gate 1, up 1, ...
+    w_up: Matrix  # (L, F, C); with gates (L, 2F, C): gate 0, up 0, gate 1, up 1, ...
     w_down: Matrix  # (L, C, F)
     lm_head: Matrix  # (1, V, C)
-    attn_norm: Any  # (L, C) float32
-    mlp_norm: Any  # (L, C)
-    norm: Any  # (C,)
-    cos: Any  # (block_size, D/2) float32
+    attn_norm: Norm
+    mlp_norm: Norm
+    norm: Norm  # (1, C)
+    cos: Any  # (block_size, D/2) float32, of rope
     sin: Any
 
 
 def pack_weights(params, config, dtype):
     """Make Weights of float32 Parameters on the host; dtype is one of DTYPES."""
-
-    def matrix(*layers):
-        packed, scale = zip(*(pack_rows(rows, dtype) for rows in layers))
-        if len(layers) == 1:
-            return Matrix(packed[0][None], scale[0][None])
-        return Matrix(np.stack(packed), np.stack(scale))
-
+    C = config.n_embd
     blocks = [params.block(i) for i in range(config.n_layer)]
-    return Weights(
-        params["wte"],
-        matrix(*(p["wqkv"].T for p in blocks)),
-        matrix(*(p["wo"].T for p in blocks)),
-        matrix(*(_gates_beside_values(p["w_gate_up"].T) for p in blocks)),
-        matrix(*(p["w_down"].T for p in blocks)),
-        matrix(params["wte"] if config.tie else params["lm_head"].T),
-        np.stack([p["attn_norm"] for p in blocks]),
-        np.stack([p["mlp_norm"] for p in blocks]),
-        params["norm"],
-        *rope_table(
-            0,
-            config.block_size,
-            config.head_dim,
-            config.rope_theta,
-            params["norm"],
+    top = {**params, "lm_head": params["wte"].T} if config.tie else params
+
+    def matrix(layers, name, order=lambda rows: rows):
+        packed, scale = zip(*(pack_rows(order(p[name].T), dtype) for p in layers))
+        biases = [order(bias(p, name)) for p in layers]
+        return Matrix(_stack(packed), _stack(scale), _stack(biases))
+
+    def norm(layers, name):
+        return Norm(_stack([p[name] for p in layers]), _stack([bias(p, name) for p in layers]))
+
+    def bias(p, name):
+        return p.get(bias_of(name), np.zeros(p[name].shape[-1], np.float32))
+
+    if config.mlp == "none":
+        w_up = w_down = matrix([{"w": _none(C, 0)}], "w")
+        mlp_norm = Norm(_none(0, C), _none(0, C))
+    else:
+        order = {"order": _gates_beside_values} if config.mlp == "swiglu" else {}
+        w_up = matrix(blocks, config.w_up, **order)
+        w_down, mlp_norm = matrix(blocks, "w_down"), norm(blocks, "mlp_norm")
+    cos, sin = _none(config.block_size, 0), _none(config.block_size, 0)
+    if config.position == "rope":
+        cos, sin = rope_table(
+            0, config.block_size, config.head_dim, config.rope_theta, params["norm"],
             config.rope_stretch,
-        ),
-    )
+        )  # fmt: skip
+    return Weights(
+        params["wte"], params.get("wpe", _none(0, C)),
+        matrix(blocks, "wqkv"), matrix(blocks, "wo"), w_up, w_down, matrix([top], "lm_head"),
+        norm(blocks, "attn_norm"), mlp_norm, norm([top], "norm"), cos, sin,
+    )  # fmt: skip
+
+
+def _none(*shape):
+    """What a model does not have: an array without entries."""
+    return np.zeros(shape, np.float32)
+
+
+def _stack(arrays):
+    """One array of the same arrays of all blocks; of a single one a view, which costs nothing."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _gates_beside_values(rows):
-    """Order the rows (2F, C) of gates and values as gate 0, value 0, gate 1, ...: one stream."""
-    gates, values = np.split(rows, 2)  # (F, C) each
-    return np.stack([gates, values], axis=1).reshape(rows.shape)  # (2F, C)
+    """Order the rows (2F, ...) of gates and values as gate 0, value 0, gate 1, ...: one stream."""
+    gates, values = np.split(rows, 2)  # (F, ...) each
+    return np.stack([gates, values], axis=1).reshape(rows.shape)  # (2F, ...)
 
 
 def pack_rows(rows, dtype):
