@@ -11,8 +11,10 @@ reads well: each is compared with numbers that were found without any derivation
 Reading order
     numerical.py     the witnesses: two ways to measure a slope by running only the forward
     cases.py         what is checked: ONE table, a row a case. A new layer is one new row
+                     (case.py says what a row is, inputs.py draws what goes in)
     properties.py    what no derivative can see: causality, purity, dtype, the optimizer's rules
     mutants.py       who checks the checkers: faults written by hand, each of which must be seen
+                     (faults.py is the table of them)
 
 To have your own backward marked, put it in a case's place:
 

@@ -27,7 +27,8 @@ import unicodedata
 from collections import Counter
 
 from gradcheck.cases import LAYERS, cases_of
-from gradcheck.mutants import MUTANTS, WITNESSES, trial
+from gradcheck.faults import MUTANTS
+from gradcheck.mutants import WITNESSES, trial
 from gradcheck.numerical import CENTRAL_BAR, COMPLEX_BAR, DIRECTION_BAR, check
 from gradcheck.properties import OF_EVERY_ROW, PROPERTIES
 

@@ -12,13 +12,41 @@ layer also has a row that is wider, for the directional check alone: still narro
 BLAS does not start its threads, which would take longer than the work.
 """
 
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import numpy as np
-
-from npgpt import block, model
+from gradcheck.case import (
+    Case,
+    block_backward,
+    block_forward,
+    heads_join_backward,
+    heads_join_forward,
+    heads_split_backward,
+    heads_split_forward,
+    logits_backward,
+    logits_forward,
+    loss_backward,
+    loss_forward,
+    parameter_names,
+    without_bias_backward,
+)
+from gradcheck.inputs import (
+    biased,
+    channels,
+    forgetful,
+    gates,
+    guesses,
+    heads,
+    masked,
+    normal,
+    one_block,
+    places,
+    rows,
+    tied,
+    tiny,
+    tokens,
+    turned,
+    turned_heads,
+    whole_model,
+)
+from npgpt import model
 from npgpt.layers import (
     affine_backward,
     affine_forward,
@@ -28,7 +56,6 @@ from npgpt.layers import (
     cross_entropy_forward,
     dropout_backward,
     dropout_forward,
-    dropout_key,
     dropped_attention_backward,
     dropped_attention_forward,
     embedding_backward,
@@ -51,355 +78,11 @@ from npgpt.layers import (
     rope_attention_forward,
     rope_backward,
     rope_forward,
-    rope_table,
     smooth_cross_entropy_backward,
     smooth_cross_entropy_forward,
     swiglu_backward,
     swiglu_forward,
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: a pair of functions, and inputs on which to try them.
-
-    Attributes:
-        layer       which layer it belongs to, as in `python -m gradcheck --layer rmsnorm`
-        name        what is special about its inputs; no other row of the layer has the same
-        note        what the row is for: the fault that it would show
-        forward     y, cache = forward(**inputs); y is an array, a scalar, or a tuple of arrays
-        backward    gradients = backward(dy, cache): one array, or a tuple in the order of
-                    `gradients`; dy is like y, and a Python float where y is a scalar
-        make        from a random generator to the inputs, a dict by the forward's own names:
-                    float64 arrays, integer arrays, and whatever else the forward takes
-        gradients   the names of the inputs that have a gradient, as backward returns them
-        zero        those of them whose gradient is zero for a reason, which the note tells
-        reach       over which part of an input's size the layer changes its ways: 1, unless the
-                    row is about numbers much larger than the differences that matter
-        entrywise   False if there are too many numbers to move them one at a time: then only
-                    the directional check is made
-    """
-
-    layer: str
-    name: str
-    note: str
-    forward: Callable
-    backward: Callable
-    make: Callable
-    gradients: tuple
-    zero: tuple = ()
-    reach: float = 1.0
-    entrywise: bool = True
-
-    def rng(self, purpose):
-        """A random generator of this row's own, so that a new row changes no other."""
-        return np.random.default_rng(zlib.crc32(f"{self.layer}/{self.name}/{purpose}".encode()))
-
-    def inputs(self, dtype=np.float64):
-        """The inputs, the same at every call; arrays of floats in the given dtype."""
-        made = self.make(self.rng("inputs"))
-        return {
-            name: z.astype(dtype) if isinstance(z, np.ndarray) and z.dtype.kind == "f" else z
-            for name, z in made.items()
-        }
-
-    def upstream(self, y):
-        """A random dy for the output y, in its dtype and shape; never ones."""
-        rng = self.rng("dy")
-        if isinstance(y, tuple):
-            return tuple(rng.standard_normal(part.shape).astype(part.dtype) for part in y)
-        if np.ndim(y) == 0:
-            return float(rng.uniform(0.3, 0.8))  # far from 1, or who ignores it goes unseen
-        return rng.standard_normal(y.shape).astype(y.dtype)
-
-    def gradients_of(self, dy, cache):
-        """Call backward, and name what it returns: a dict from argument to gradient.
-
-        Raises: ValueError if it doesn't return one gradient for each name in `gradients`.
-        """
-        grads = self.backward(dy, cache)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        if len(grads) != len(self.gradients):
-            raise ValueError(
-                f"{self.layer}: backward returned {len(grads)} gradients, "
-                f"but {len(self.gradients)} inputs have one: {', '.join(self.gradients)}"
-            )
-        return dict(zip(self.gradients, grads))
-
-    def replace(self, **changes):
-        """The same row with another function in its place: a kernel, an exercise, a mutant."""
-        return replace(self, **changes)
-
-
-# Models have no plain pair of functions: these make one, so that a model is a row like any other.
-
-
-CHANCE = model.Chance(seed=1, step=2, row=3)  # heeded by the rows whose config has dropout
-
-
-def heads_split_forward(qkv, config):
-    return block.split_qkv(qkv, config), None
-
-
-def heads_split_backward(dy, cache):
-    return block.join_qkv(*dy)
-
-
-def heads_join_forward(q, k, v, config):
-    return block.join_qkv(q, k, v), config
-
-
-def heads_join_backward(dy, cache):
-    return block.split_qkv(dy, cache)
-
-
-def without_bias_backward(dy, cache):
-    """layernorm_backward where the forward had no b: its gradient is nobody's."""
-    dx, dw, _ = layernorm_backward(dy, cache)
-    return dx, dw
-
-
-def block_forward(x, config, cos=None, sin=None, **params):
-    y, cache = block.block_forward(x, params, (cos, sin), config, chance=CHANCE)
-    return y, (cache, params, config)
-
-
-def block_backward(dy, cache):
-    cache, params, config = cache
-    grads = {name: np.zeros_like(w) for name, w in params.items()}
-    # A dict of its own, as the model gives: what is put in place of a buffer is lost.
-    dx = block.block_backward(dy, cache, dict(grads), config)
-    return dx, *grads.values()
-
-
-def logits_forward(ids, config, **params):
-    params = _one_buffer(config, params)
-    logits, cache = model.forward(params, ids, config, chance=CHANCE)
-    return logits, (cache, params, config)
-
-
-def logits_backward(dy, cache):
-    cache, params, config = cache
-    grads = params.zeros_like()
-    model.backward(dy, cache, grads, config)
-    return tuple(grads.values())
-
-
-def loss_forward(ids, targets, config, smoothing=0.0, **params):
-    """The mean loss of one or more batches, as when gradients are accumulated.
-
-    ids and targets are (k, B, T): k batches, of which each has 1/k of the loss.
-    """
-    params = _one_buffer(config, params)
-    losses = []
-    for batch, target in zip(ids, targets):
-        logits, _ = model.forward(params, batch, config, chance=CHANCE)
-        loss, _ = smooth_cross_entropy_forward(logits, target, smoothing)
-        losses.append(loss)
-    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config, smoothing)
-
-
-def loss_backward(dy, cache):
-    ids, targets, params, config, smoothing = cache
-    grads = params.zeros_like()
-    for batch, target in zip(ids, targets):
-        scale = dy / len(ids)
-        model.loss_and_gradients(params, grads, batch, target, config, scale, CHANCE, smoothing)
-    return tuple(grads.values())
-
-
-def _one_buffer(config, params):
-    """Parameters by name, put into one flat buffer as the model wants them."""
-    flat = np.concatenate([params[name].ravel() for name in _names(config)])
-    return model.Parameters(config, flat)
-
-
-def _names(config):
-    decayed, free = model.parameter_shapes(config)
-    return (*decayed, *free)
-
-
-# Factories of inputs: from a random generator to a dict.
-
-
-def normal(scale=1.0, **shapes):
-    """Arrays of random numbers of one scale, one for each name and shape."""
-    return lambda rng: {n: scale * rng.standard_normal(shape) for n, shape in shapes.items()}
-
-
-def biased(x, w):
-    """Affine's inputs: x, w, and a bias for each column of w."""
-    return normal(x=x, w=w, b=w[1:])
-
-
-def tied(x, w):
-    """Linear's inputs with w as the transpose of a table: a view, not in order of memory."""
-    return lambda rng: {"x": rng.standard_normal(x), "w": rng.standard_normal(w[::-1]).T}
-
-
-def tokens(ids, V, C, used=None):
-    """Embedding's inputs: ids as listed, or drawn from the first `used` tokens for a shape."""
-
-    def make(rng):
-        some = np.array(ids) if used is None else rng.integers(0, used, ids)
-        return {"ids": some, "w": rng.standard_normal((V, C))}
-
-    return make
-
-
-def rows(shape, scale=1.0, unit_gain=False, zero_row=False, eps=1e-5, bias=False, shift=0.0):
-    """A norm's inputs: x of a scale, moved by a shift, gains around 1, and perhaps a bias."""
-
-    def make(rng):
-        x = shift + scale * rng.standard_normal(shape)
-        if zero_row:
-            x[..., -1, :] = shift
-        w = 1.0 + (0.0 if unit_gain else 0.5) * rng.standard_normal(shape[-1:])
-        b = {"b": rng.standard_normal(shape[-1:])} if bias else {}
-        return {"x": x, "w": w, "eps": eps, **b}
-
-    return make
-
-
-def places(shape, wpe, start=0):
-    """Position's inputs: x (B, T, C), a table of `wpe` rows, and where x begins."""
-    return lambda rng: {**normal(x=shape, wpe=(wpe, shape[-1]))(rng), "start": start}
-
-
-def turned(shape, start=0, theta=100.0):
-    """RoPE's inputs: x (B, T, H, D), and the tables from position `start` on."""
-
-    def make(rng):
-        x = rng.standard_normal(shape)
-        cos, sin = rope_table(start, start + shape[1], shape[3], theta, like=x)
-        return {"x": x, "cos": cos, "sin": sin}
-
-    return make
-
-
-def turned_heads(B, T, H, G, D, theta=100.0):
-    """The inputs of RoPE and attention in one: qkv of H + 2G heads, and the tables."""
-
-    def make(rng):
-        qkv = rng.standard_normal((B, T, (H + 2 * G) * D))
-        cos, sin = rope_table(0, T, D, theta, like=qkv)
-        return {"qkv": qkv, "cos": cos, "sin": sin, "n_head": H}
-
-    return make
-
-
-def heads(B, T, H, D, G=None, S=None, scale=1.0, loud_future=False, shift=0.0):
-    """Attention's inputs: T queries for H heads, S places of keys and values for G heads."""
-
-    def make(rng):
-        q = scale * rng.standard_normal((B, T, H, D))
-        k = scale * rng.standard_normal((B, S or T, G or H, D))
-        if loud_future:  # each key is the more wanted, the later it stands
-            q, ramp = np.abs(q), np.arange(S or T)[:, None, None]
-            k = np.abs(k) * ramp
-        if shift:  # all scores of a query rise by about shift² / √D
-            q[..., 0] += shift
-            k[..., 0] = shift
-        return {"q": q, "k": k, "v": rng.standard_normal(k.shape)}
-
-    return make
-
-
-def gates(shape, scale=1.0, spread=None):
-    """SwiGLU's inputs; with `spread`, the gates run evenly from −spread to spread."""
-
-    def make(rng):
-        x, F = scale * rng.standard_normal(shape), shape[-1] // 2
-        if spread is not None:
-            x[..., :F] = np.linspace(-spread, spread, x[..., :F].size).reshape(x[..., :F].shape)
-        return {"x": x}
-
-    return make
-
-
-def channels(shape, scale=1.0, spread=None):
-    """The inputs of ReLU and GELU; with `spread`, they run evenly from −spread to spread."""
-
-    def make(rng):
-        if spread is None:
-            return {"x": scale * rng.standard_normal(shape)}
-        return {"x": np.linspace(-spread, spread, int(np.prod(shape))).reshape(shape)}
-
-    return make
-
-
-def masked(shape, rate, start=0):
-    """Dropout's inputs: x, the share that is dropped, and where in the batch x stands."""
-    return lambda rng: {
-        "x": rng.standard_normal(shape), "rate": rate, "key": dropout_key(5, 6), "start": start,
-    }  # fmt: skip
-
-
-def forgetful(make, rate, start=0):
-    """Dropped attention's inputs: those of heads, the share, and where in the batch they stand."""
-    return lambda rng: {**make(rng), "rate": rate, "key": dropout_key(7, 8), "start": start}
-
-
-def guesses(shape, scale=1.0, shift=0.0, targets=None, smoothing=None):
-    """The loss's inputs: logits of a shape, random targets unless they are given, and smoothing."""
-
-    def make(rng):
-        logits = shift + scale * rng.standard_normal(shape)
-        drawn = rng.integers(0, shape[-1], shape[:-1])
-        made = {"logits": logits, "targets": np.array(drawn if targets is None else targets)}
-        return made if smoothing is None else {**made, "smoothing": smoothing}
-
-    return make
-
-
-def tiny(**changes):
-    """The configuration of a model so small that every weight of it can be moved."""
-    shape = dict(
-        vocab_size=5, block_size=4, n_layer=2, n_head=2, n_embd=4, n_hidden=3, rope_theta=100.0
-    )
-    return model.GPTConfig(**{**shape, **changes})
-
-
-def weights(rng, config, prefix=""):
-    """Random parameters by name: matrices that keep the stream's size, gains around 1, biases
-    around 0."""
-    decayed, free = model.parameter_shapes(config)
-    drawn = {}
-    for name, shape in {**decayed, **free}.items():
-        z = rng.standard_normal(shape)
-        if len(shape) == 1:
-            drawn[name] = 0.3 * z + name.endswith("norm")
-        else:
-            drawn[name] = z * shape[0] ** -0.5
-    return {n.removeprefix(prefix): w for n, w in drawn.items() if n.startswith(prefix)}
-
-
-def one_block(config, B, T, start=0):
-    """A block's inputs: the stream, the angles of its places if it has any, and every parameter."""
-
-    def make(rng):
-        given = {"x": rng.standard_normal((B, T, config.n_embd)), "config": config}
-        if config.position == "rope":
-            angles = start, start + T, config.head_dim, config.rope_theta
-            given["cos"], given["sin"] = rope_table(*angles, like=given["x"])
-        return {**given, **weights(rng, config, "blocks.0.")}
-
-    return make
-
-
-def whole_model(config, *shape, targets=True, **more):
-    """A model's inputs: ids (and targets) of a shape, every parameter, and what else it takes."""
-
-    def make(rng):
-        given = {"ids": rng.integers(0, config.vocab_size, shape), "config": config}
-        if targets:
-            given["targets"] = rng.integers(0, config.vocab_size, shape)
-        return {**given, **more, **weights(rng, config)}
-
-    return make
-
-
-# The table.
 
 
 def _linear(name, note, make, **more):
@@ -491,12 +174,16 @@ def _block(name, note, config, B, T, start=0, **more):
 
 def _model(name, note, config, *shape, smoothing=0.0, **more):
     make = whole_model(config, *shape, smoothing=smoothing)
-    return Case("model", name, note, loss_forward, loss_backward, make, _names(config), **more)
+    return Case(
+        "model", name, note, loss_forward, loss_backward, make, parameter_names(config), **more
+    )
 
 
 def _logits(name, note, config, *shape, **more):
     make = whole_model(config, *shape, targets=False)
-    return Case("model", name, note, logits_forward, logits_backward, make, _names(config), **more)
+    return Case(
+        "model", name, note, logits_forward, logits_backward, make, parameter_names(config), **more
+    )
 
 
 _GROUPED = tiny(n_head=3, n_kv_head=1, n_embd=6)

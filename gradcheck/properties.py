@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradcheck.cases import tiny, weights
+from gradcheck.inputs import tiny, weights
 from gradcheck.numerical import flatten
 from npgpt import loss_scale, model, optim
 from npgpt.layers import attention, attention_dropout, dropout, rope

@@ -7,7 +7,8 @@ import pytest
 
 from gradcheck import __main__ as command
 from gradcheck.cases import CASES
-from gradcheck.mutants import ROPE, Mutant
+from gradcheck.faults import ROPE
+from gradcheck.mutants import Mutant
 from gradcheck.properties import Property
 
 

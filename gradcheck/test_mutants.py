@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from gradcheck import mutants
-from gradcheck.mutants import MUTANTS, WITNESSES, Mutant, planted, trial
+from gradcheck import faults
+from gradcheck.faults import MUTANTS
+from gradcheck.mutants import WITNESSES, Mutant, planted, trial
 from npgpt import block
 from npgpt.layers import rmsnorm
 
@@ -55,10 +56,10 @@ def test_a_mutant_is_planted_wherever_the_program_knows_the_function_and_taken_o
 
 
 def test_a_mutant_whose_text_is_gone_says_so():
-    stale = Mutant("loss", "Stale.", mutants.LOSS, (("no such text", ""),))
+    stale = Mutant("loss", "Stale.", faults.LOSS, (("no such text", ""),))
     with pytest.raises(ValueError, match=r"'no such text' occurs 0 times"):
         stale.faulty()
-    twice = Mutant("loss", "Twice.", mutants.LOSS, (("dz", ""),))
+    twice = Mutant("loss", "Twice.", faults.LOSS, (("dz", ""),))
     with pytest.raises(ValueError, match="must occur once"):
         twice.faulty()
 
@@ -72,7 +73,7 @@ def test_a_mutant_reads_as_a_diff():
 
 def test_an_exception_kills_nothing():
     """A fault that crashes was never silent: a check that raises has seen nothing."""
-    crash = Mutant("swiglu", "Crashes.", mutants.SWIGLU, (("(x,) = cache", "x, y = cache"),))
+    crash = Mutant("swiglu", "Crashes.", faults.SWIGLU, (("(x,) = cache", "x, y = cache"),))
     verdict = trial(crash)
     assert not verdict.killed
     assert verdict.raised and "ValueError" in verdict.raised[0]

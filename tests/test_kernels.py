@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradcheck.cases import (
-    CASES,
-    cases_of,
+from gradcheck.cases import CASES, cases_of
+from gradcheck.inputs import (
     channels,
     forgetful,
     gates,

@@ -10,10 +10,9 @@ backward is given is the cache of its own forward, so that its error is its own.
 import numpy as np
 
 from benchmarks.gpu.part import preset, run
-from gradcheck.cases import (
-    CASES,
+from gradcheck.cases import CASES, cases_of
+from gradcheck.inputs import (
     biased,
-    cases_of,
     channels,
     forgetful,
     gates,

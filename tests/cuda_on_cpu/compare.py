@@ -11,10 +11,9 @@ from fake_cublaslt import FakeClock, FakeDll
 from fake_device import DeviceArray
 
 from cuda_on_cpu.runner import CpuDevice
-from gradcheck.cases import (
-    CASES,
+from gradcheck.cases import CASES, cases_of
+from gradcheck.inputs import (
     biased,
-    cases_of,
     channels,
     forgetful,
     gates,
