@@ -27,7 +27,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 
 # Before NumPy and PyTorch are imported: threads that wait should leave the processor to others.
@@ -36,14 +35,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
 
+from benchmarks.preset_model import preset_model
 from benchmarks.report import Report, alternate, option_parser, ratio, say
 from npgpt.backend.cpu.compile import REORDER, kernel
 from npgpt.backend.cpu.dots import multiply
 from npgpt.backend.cpu.team import Team, share
-from npgpt.model import GPTConfig, init_parameters
+from npgpt.model import init_parameters
 from npgpt.presets import PRESETS
 from npgpt.sampling import Decoder, KVCache, choose_token, make_decoder
-from npgpt.settings import Settings, with_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 RACE = "tinystories-40m"
@@ -66,9 +65,7 @@ def main(argv=None):
     parser.add_argument("--text", help="what it is to read")
     options = parser.parse_args(argv)
     report = Report("a token at a time")
-    s = with_preset(Settings(preset=options.preset), {"preset"})
-    names = {field.name for field in fields(GPTConfig)} & {field.name for field in fields(Settings)}
-    config = GPTConfig(**{name: getattr(s, name) for name in names})
+    config, _ = preset_model(options.preset)
     params = init_parameters(config, seed=1)
     for batch in options.batch:
         measure_decoding(report, params, config, batch, options)

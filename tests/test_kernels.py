@@ -62,7 +62,7 @@ from npgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
-from npgpt.model import GPTConfig
+from npgpt.model import GPTConfig, loss_and_dlogits
 
 pytestmark = [
     pytest.mark.parity,
@@ -132,7 +132,7 @@ FUNCTIONS = (
     embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
     rope_forward, rope_backward, swiglu_forward, swiglu_backward,
     rope_attention_forward, rope_attention_backward, model.embedding_backward_into,
-    block.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
+    model.loss_and_dlogits, block.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
 )  # fmt: skip
 
 
@@ -211,6 +211,33 @@ def test_a_kernel_is_as_exact_as_the_text(case, mix):
         assert fast[name] <= 2.0 * plain[name] + FLOOR, name
 
 
+@pytest.mark.parametrize("case", [c for c in FUSED_CASES if c.layer == "loss"], ids=named)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_in_a_step_the_loss_is_differentiated_in_place(case, smoothing):
+    single = case.inputs(np.float32)
+    logits, targets = single["logits"], single["targets"]
+    with np.errstate(all="ignore"):
+        truth = loss_and_dlogits.text(logits.astype(np.float64), targets, 0.5, smoothing)
+        plain = loss_and_dlogits.text(logits.copy(), targets, 0.5, smoothing)
+        fast = kernel(loss_and_dlogits)(logits, targets, 0.5, smoothing)
+    assert np.shares_memory(fast[1], logits) and fast[1].shape == logits.shape
+    for got, of_text, exact in zip(fast, plain, truth):
+        assert got.dtype == np.float32
+        assert error(got, exact) <= 2.0 * error(of_text, exact) + FLOOR
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("place", [0, 3, 69])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_in_place_what_is_not_finite_stays_not_finite(bad, place):
+    logits, targets = array(2, 70), np.array([3, 5])
+    logits[0, place] = bad
+    loss, dlogits = loss_and_dlogits.text(logits.copy(), targets, 1.0)
+    got, dgot = kernel(loss_and_dlogits)(logits, targets, 1.0)
+    assert np.isfinite(got) == np.isfinite(loss)
+    np.testing.assert_array_equal(np.isfinite(dgot), np.isfinite(dlogits))
+
+
 @pytest.mark.parametrize("case", WHOLE_CASES, ids=named)
 def test_a_model_of_kernels_is_as_exact_as_one_of_text(case, text_only):
     def with_text(function):
@@ -259,6 +286,9 @@ FAULTS = {
     "targets": (cross_entropy_forward, array(2, 3, 5), np.zeros((2, 4), int)),
     "a target of V": (cross_entropy_forward, array(1, 2, 5), NONE_BELOW_5),
     "dlogits of it": (cross_entropy_backward, 1.0, (array(1, 2, 5), NONE_BELOW_5, array(2, 1))),
+    "targets in place": (loss_and_dlogits, array(2, 3, 5), np.zeros((2, 4), int), 1.0),
+    "a target of V in place": (loss_and_dlogits, array(1, 2, 5), NONE_BELOW_5, 1.0),
+    "a smoothing of 1": (loss_and_dlogits, array(1, 2, 5), BELOW_5, 1.0, 1.0),
     "an id of V": (embedding_backward, array(1, 2, 3), (NONE_BELOW_5, array(5, 3))),
     "dx": (embedding_backward, array(1, 3, 3), (BELOW_5, array(5, 3))),
 }

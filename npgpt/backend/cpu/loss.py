@@ -1,4 +1,9 @@
-"""Cross-entropy on a CPU: a row of logits stays in the cache from its maximum to its sum."""
+"""Cross-entropy on a CPU: a row of logits stays in the cache from its maximum to its sum.
+
+Where nobody wants the logits any more, it stays there until its gradient stands in its place:
+exp(z − max z), whose sum the loss needs, is kept where z was, and divided by that sum when it is
+known. So the largest tensor of all is read from memory once, and there is only one of it.
+"""
 
 import numpy as np
 
@@ -31,6 +36,18 @@ def cross_entropy_backward(dloss, cache):
     dz = np.empty_like(rows)
     _backward(dloss / rows.shape[0], rows, t, lse.reshape(-1), dz)
     return dz.reshape(logits.shape)
+
+
+def loss_and_gradient_in_place(logits, targets, scale, smoothing):
+    """The loss, and scale times its gradient: in the memory of the logits, if that is one piece."""
+    if targets.shape != logits.shape[:-1] or logits.size == 0 or not 0.0 <= smoothing < 1.0:
+        return NotImplemented
+    t = ids_below(logits.shape[-1], targets)  # (N,)
+    if t is None:
+        return NotImplemented
+    rows = in_rows(logits)  # (N, V)
+    loss = _in_place(rows, t, scale / rows.shape[0], smoothing)
+    return logits.dtype.type(loss), rows.reshape(logits.shape)
 
 
 @kernel
@@ -83,3 +100,48 @@ def _backward(scale, z, targets, lse, dz):
             dz[n, v] = exp(z[n, v] - lse[n]) * s
         t = targets[n]
         dz[n, t] = (exp(z[n, t] - lse[n]) - f32(1)) * s
+
+
+@kernel
+def _in_place(z, targets, scale, smoothing):
+    """The mean loss of logits z (N, V), which become (exp(z − lse) − q) · scale.
+
+    q is smoothing/V everywhere, and 1 − smoothing more at the target.
+    """
+    N, V = z.shape
+    lanes = np.empty(LANES, np.float32)
+    s, everywhere = f32(scale), f32(scale * smoothing / V)
+    loss = 0.0
+    for n in range(N):
+        t, peak = targets[n], _peak(z, n, lanes)
+        below = z[n, t] - peak
+        if smoothing > 0.0:
+            loss += smoothing * (below - _mean_below(z, n, peak))
+        total = _exponentials(z, n, peak)
+        loss += np.log(total) - below
+        factor = s / total
+        at_target = (z[n, t] - total) * factor  # (p − 1) · scale
+        for v in range(V):
+            z[n, v] = z[n, v] * factor - everywhere
+        z[n, t] = at_target + f32(scale * smoothing) - everywhere
+    return loss / N
+
+
+@kernel(fastmath=REORDER)
+def _exponentials(z, n, peak):
+    """Write exp(z − peak) over row n, and return their sum."""
+    total = f32(0)
+    for v in range(z.shape[1]):
+        e = exp(z[n, v] - peak)
+        z[n, v] = e
+        total += e
+    return total
+
+
+@kernel(fastmath=REORDER)
+def _mean_below(z, n, peak):
+    """The mean of z − peak over row n."""
+    total = f32(0)
+    for v in range(z.shape[1]):
+        total += z[n, v] - peak
+    return total / f32(z.shape[1])
