@@ -101,8 +101,8 @@ class Npgpt:
             return call
 
         # A layer that is chosen by name is in a table; what calls others is not counted twice.
-        names = {"linear_backward_into", "embedding_backward_into", "meet", "split_qkv", "join_qkv"}
-        names |= set(npgpt.layers.__all__)
+        names = {n for n in (*vars(block), *vars(model)) if n.endswith("_into")}
+        names |= {"loss_and_dlogits", "meet", "split_qkv", "join_qkv", *npgpt.layers.__all__}
         homes = (chance, block, model)
         before = [(home, n, f) for home in homes for n, f in vars(home).items() if n in names]
         tables = [(table, dict(table)) for table in (block.NORMS, block.MLPS)]

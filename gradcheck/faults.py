@@ -34,6 +34,7 @@ BLOCK = "block:block_backward"
 BACKWARD = "model:backward"
 MATRIX = "block:matrix_backward"
 INTO = "block:linear_backward_into"
+AFFINE_INTO = "block:affine_backward_into"
 NORM = "block:norm_backward"
 STEP = "model:loss_and_dlogits"
 ADAMW = "optim:adamw_update"
@@ -352,8 +353,10 @@ MUTANTS = (
            ("g += dw", "g = dw")),
     _fault("block", INTO, "A gradient is assigned: of two batches, the last one counts.",
            ("g += dw", "g[...] = dw")),
-    _fault("block", MATRIX, "The biases get no gradient.",
-           ("g[bias] += db", "pass")),
+    _fault("block", AFFINE_INTO, "The biases get no gradient.",
+           ("gb += db", "pass")),
+    _fault("block", AFFINE_INTO, "Where there are biases, the matrix's gradient is assigned.",
+           ("g += dw", "g[...] = dw")),
     _fault("block", NORM, "The norm's bias gets no gradient.",
            ("g[n] += d", "g[n] += d * (n == name)")),
     _fault("block", BLOCK, "The gradient of one norm's gain is added to the other's.",
@@ -379,7 +382,7 @@ MUTANTS = (
     _fault("model", BACKWARD, "The tied table loses the gradient of its use as an embedding.",
            ('cache["wte"], grads["wte"])', 'cache["wte"], 0.0 * grads["wte"])')),
     _fault("model", MATRIX, "The head's bias gets no gradient.",
-           ("g[bias] += db", 'g[bias] += db * (name != "lm_head")')),
+           ("g[name], g[bias])", 'g[name], g[bias] if name != "lm_head" else 0.0 * g[bias])')),
     _fault("model", BACKWARD, "The table of places gets no gradient.",
            ('grads["wpe"] += dwpe', "pass")),
     _fault("model", BACKWARD, "The table of places is asked after the tokens' table.",

@@ -189,12 +189,9 @@ def matrix_forward(x, p, name):
 def matrix_backward(dy, cache, g, name):
     """Undo matrix_forward, add the gradients of matrix and bias to g, and return dx."""
     bias = bias_of(name)
-    if bias not in g:
-        return linear_backward_into(dy, cache, g[name])
-    dx, dw, db = affine_backward(dy, cache)
-    g[name] += dw
-    g[bias] += db
-    return dx
+    if bias in g:
+        return affine_backward_into(dy, cache, g[name], g[bias])
+    return linear_backward_into(dy, cache, g[name])
 
 
 @fused
@@ -206,6 +203,20 @@ def linear_backward_into(dy, cache, g):
     """
     dx, dw = linear_backward(dy, cache)  # (B, T, C), (C, N)
     g += dw  # (C, N)
+    return dx
+
+
+@fused
+def affine_backward_into(dy, cache, g, gb):
+    """affine_backward, and the sums that its dw and db go into.
+
+    Args:    dy (B, T, N); cache of affine_forward; g (C, N) and gb (N,), the gradients of w and b
+             so far, added to.
+    Returns: dx (B, T, C).
+    """
+    dx, dw, db = affine_backward(dy, cache)  # (B, T, C), (C, N), (N,)
+    g += dw  # (C, N)
+    gb += db  # (N,)
     return dx
 
 

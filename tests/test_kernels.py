@@ -17,6 +17,7 @@ import pytest
 
 from gradcheck.cases import CASES, cases_of
 from gradcheck.inputs import (
+    biased,
     channels,
     forgetful,
     gates,
@@ -31,9 +32,10 @@ from gradcheck.inputs import (
 )
 from gradcheck.numerical import flatten
 from npgpt import block, model, optim
-from npgpt.backend.fused import find_kernel, fused
+from npgpt.backend.fused import find_kernel, fused, kernel_package
 from npgpt.block import split_qkv
 from npgpt.layers import (
+    affine_forward,
     attention_backward,
     attention_forward,
     cross_entropy_backward,
@@ -74,9 +76,14 @@ LEAST_QUERIES, LEAST_ROWS = 4, 32  # of attention and linear: see their files
 FLOOR = 4 * 2.0**-24  # four roundings of a number near 1
 
 
-def row(layer, name, make):
-    """One more row for a layer of gradcheck's table, on inputs where a kernel has edges."""
-    return cases_of(layer)[0].replace(name=name, note="", make=make)
+def row(layer, name, make, like=""):
+    """One more row for a layer of gradcheck's table, on inputs where a kernel has edges.
+
+    Args:    layer, name and make, as of a Case; like, how the name of a row begins that has the
+             functions, where a layer has several.
+    """
+    first = next(case for case in cases_of(layer) if case.name.startswith(like))
+    return first.replace(name=name, note="", make=make)
 
 
 MORE = (
@@ -103,6 +110,7 @@ MORE = (
     row("linear", "more than a part of K", normal(x=(40, 1100), w=(1100, 40))),
     row("linear", "more than a panel of N", normal(x=(300, 20), w=(20, 600))),
     row("linear", "strips side by side, and some left", normal(x=(230, 130), w=(130, 64))),
+    row("linear", "a bias, odd everything", biased((3, 67, 45), (45, 83)), like="with a bias"),
     row("linear", "tied head", tied((2, 40, 24), (24, 301))),
     row("rmsnorm", "many rows, odd C", rows((3, 67, 33))),
     row("rmsnorm", "wide", rows((2, 5, 1000), 30.0)),
@@ -132,7 +140,8 @@ FUNCTIONS = (
     embedding_backward, linear_forward, linear_backward, rmsnorm_forward, rmsnorm_backward,
     rope_forward, rope_backward, swiglu_forward, swiglu_backward,
     rope_attention_forward, rope_attention_backward, model.embedding_backward_into,
-    model.loss_and_dlogits, block.linear_backward_into, optim.adamw_update, optim.sum_of_squares,
+    model.loss_and_dlogits, affine_forward, block.linear_backward_into, block.affine_backward_into,
+    optim.adamw_update, optim.sum_of_squares,
 )  # fmt: skip
 
 
@@ -270,6 +279,7 @@ NONE_BELOW_5 = np.array([[0, 5]])
 BELOW_5 = np.array([[0, 4]])
 FAULTS = {
     "linear": (linear_forward, array(40, 3), array(4, 3)),
+    "a bias": (affine_forward, array(40, 3), array(3, 4), array(3)),
     "rmsnorm gain": (rmsnorm_forward, array(2, 3), array(4)),
     "layernorm gain": (layernorm_forward, array(2, 3), array(4)),
     "layernorm bias": (layernorm_forward, array(2, 3), array(3), array(4)),
@@ -346,6 +356,19 @@ def test_float32_goes_to_the_kernel_and_all_else_to_the_text(who):
     assert who(single.astype(">f4"), single) == "text"
     assert who(np.arange(3), np.arange(3)) == "text"
     assert who(single, [1.0, 2.0, 3.0]) == "text"
+
+
+def test_an_array_of_cupy_is_known_by_the_name_of_its_type(monkeypatch):
+    """CuPy need not be imported for it; from then on the type itself is known."""
+    monkeypatch.setattr("npgpt.backend.fused.KERNELS", {np.ndarray: "npgpt.backend.cpu"})
+
+    def package(module, dtype):
+        kind = type("ndarray", (), {"__module__": module, "dtype": np.dtype(dtype)})
+        return [kernel_package([array]) for array in [kind()] * 2]  # unknown, and then known
+
+    for dtype in ("f4", "f2"):
+        assert package("cupy", dtype) == ["npgpt.backend.cuda"] * 2
+    assert package("cupy", "f8") == package("dask", "f4") == [None] * 2
 
 
 def test_kernels_can_be_switched_off(who, text_only):

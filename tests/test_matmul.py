@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from npgpt.block import linear_backward_into
-from npgpt.layers import embedding_backward, linear_backward
+from npgpt.block import affine_backward_into, linear_backward_into
+from npgpt.layers import affine_backward, embedding_backward, linear_backward
 from npgpt.model import embedding_backward_into
 
 if importlib.util.find_spec("numba"):
@@ -65,6 +65,16 @@ def test_a_gradient_is_added_to_where_it_is_made(tied, lies):
     want = g + dw
     assert np.array_equal(linear_backward_into(dy, cache, g), dx)
     assert np.array_equal(g, want)
+
+
+def test_a_bias_s_gradient_is_added_to_too():
+    """As exactly as one sum in float64 rounds: its rows are added up in groups."""
+    x, dy, g, gb = numbers(3, 50, 24), numbers(3, 50, 70), numbers(24, 70), numbers(70)
+    cache = x, numbers(24, 70)
+    dx, dw, db = affine_backward.text(dy.astype(np.float64), cache)
+    want, want_b = g + dw, gb + db
+    assert np.array_equal(affine_backward_into(dy, cache, g, gb), linear_backward(dy, cache)[0])
+    assert np.max(np.abs(g - want)) < 1e-4 and np.max(np.abs(gb - want_b)) < 1e-5
 
 
 def test_rows_of_an_embedding_are_added_to_where_they_are():

@@ -49,6 +49,15 @@ def linear_forward(x, w):
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w)
 
 
+def affine_forward(x, w, b):
+    result = linear_forward(x, w)
+    if result is NotImplemented or b.shape != w.shape[1:]:
+        return NotImplemented
+    y, cache = result
+    y += b
+    return y, cache
+
+
 def linear_backward(dy, cache):
     _, w = cache
     matrix, turned = _in_memory(w)
