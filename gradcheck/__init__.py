@@ -16,7 +16,12 @@ Reading order
     mutants.py       who checks the checkers: faults written by hand, each of which must be seen
                      (faults.py is the table of them)
 
-To have your own backward marked, put it in a case's place:
+To derive one yourself, and have it marked (exercise.py):
+
+    python -m gradcheck --exercise rmsnorm         writes my_rmsnorm.py, without the derivation
+    python -m gradcheck --mine my_rmsnorm.py       judges what you have written there
+
+Or put a backward of yours in a case's place:
 
     from gradcheck import cases_of, check
     for case in cases_of("rmsnorm"):

@@ -14,25 +14,30 @@ With --mutants, the program is made faulty on purpose, in more than a hundred an
 a time, and for each fault it's told which of those same checks saw it. --verbose shows each fault
 as a diff. Read them: they are the bugs that you will write one day.
 
+With --exercise LAYER, you get the layer's file without its derivation and backward, as
+my_LAYER.py in this folder. Derive it, write it there, and --mine my_LAYER.py marks it: your
+functions take the lecture's places before the same witnesses, and a row that fails tells what
+it is for.
+
 The exit status is 0 if all is well, 1 if a check fails or a mutant survives, and 2 if the
 command can't be understood.
 """
 
 import argparse
 import contextlib
-import os
 import sys
 import time
-import unicodedata
 from collections import Counter
 
 from gradcheck.cases import LAYERS, cases_of
+from gradcheck.exercise import load, mark, write_exercise
 from gradcheck.faults import MUTANTS
 from gradcheck.mutants import WITNESSES, trial
 from gradcheck.numerical import CENTRAL_BAR, COMPLEX_BAR, DIRECTION_BAR, check
 from gradcheck.properties import OF_EVERY_ROW, PROPERTIES
-
-GREEN, RED, DIM, BOLD = "32", "31", "2", "1"
+from gradcheck.terminal import BOLD, DIM, GREEN, RED, number, pad, paint, verdict
+from npgpt.cli import main_with_errors
+from npgpt.errors import UserError
 
 
 def main(argv=None):
@@ -47,9 +52,21 @@ def main(argv=None):
     parser.add_argument("--all", action="store_true", help="a line for every row of the table")
     parser.add_argument("--mutants", action="store_true", help="check the checks with faults")
     parser.add_argument("--verbose", action="store_true", help="with --mutants: faults as diffs")
+    parser.add_argument("--exercise", metavar="LAYER", help="write my_LAYER.py, to be filled in")
+    parser.add_argument("--mine", metavar="FILE", help="mark the functions of a file of yours")
     options = parser.parse_args(argv)
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="replace")  # a console without Greek prints ? and goes on
+    try:
+        if options.exercise:
+            path = write_exercise(options.exercise)
+            print(f"{path} is yours to fill in; then run python -m gradcheck --mine {path}")
+            return 0
+        if options.mine:
+            return 0 if mark(load(options.mine)) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.layer is not None and options.layer not in layers:
         print(
             f"error: there is no layer {options.layer!r}: choose one of {', '.join(layers)}",
@@ -188,28 +205,5 @@ def names(killers):
     return ", ".join((["all witnesses"] if len(witnesses) == 3 else witnesses) + others)
 
 
-def pad(text, width):
-    """The text with spaces up to a width; the hat on an x takes no room of its own."""
-    return text.ljust(width + sum(unicodedata.combining(letter) > 0 for letter in text))
-
-
-def number(error):
-    """An error in ten columns."""
-    return f"{'0' if error == 0.0 else f'{error:.1e}':>10}"
-
-
-def verdict(ok):
-    return paint("pass", GREEN) if ok else paint("FAIL", RED)
-
-
-def paint(text, code):
-    """Colour the text, if it goes to a terminal and NO_COLOR isn't set (no-color.org)."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
-        return text
-    if os.name == "nt":
-        os.system("")  # an empty command makes a Windows console understand colours
-    return f"\x1b[{code}m{text}\x1b[0m"
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_with_errors(main))

@@ -1,0 +1,129 @@
+"""The exercises: no answer is given away, a right one passes, and a wrong one learns why."""
+
+import pytest
+
+from gradcheck import __main__ as command
+from gradcheck.exercise import file_of, load, mark, without_answers, write_exercise
+from gradcheck.faults import MUTANTS
+from npgpt.errors import UserError
+
+LAYERS = (
+    "attention", "attention_dropout", "dropout", "embedding", "layernorm", "linear", "loss", "mlp",
+    "position", "rmsnorm", "rope", "rope_attention", "swiglu",
+)  # fmt: skip
+
+
+def file_with(folder, text, name="my.py"):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_exercise_gives_no_answer_away(layer, tmp_path, capsys):
+    text = write_exercise(layer, tmp_path).read_text("utf-8")
+    lecture = file_of(layer).read_text("utf-8")
+    for part in ("Why\n", "Forward", "Your turn.", "Cached\n", "Source: "):
+        assert part in text
+    derivation = lecture.partition("\nBackward")[2].partition("\n")[2].partition("\nCached")[0]
+    assert derivation.splitlines()[0] not in text
+    assert "fused" not in text and "# forward:" not in text
+    mine = load(tmp_path / f"my_{layer}.py")
+    backwards = [name for name in mine if name.endswith("_backward")]
+    assert backwards and not mark(mine)
+    out = capsys.readouterr().out
+    assert "\n0 of " in out
+    for name in backwards:  # one that calls another stops at that one
+        assert f"{name} is yours to write" in out or layer == "loss"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_lecture_itself_gets_full_marks(layer, tmp_path, capsys):
+    path = file_with(tmp_path, file_of(layer).read_text("utf-8"))
+    assert mark(load(path))
+    assert "pass: it is the derivative" in capsys.readouterr().out
+
+
+def test_a_wrong_answer_is_told_what_its_row_is_for(tmp_path, capsys):
+    fault = next(m for m in MUTANTS if m.where.endswith("rmsnorm_backward"))
+    (old, new), *_ = fault.edits
+    text = file_of("rmsnorm").read_text("utf-8")
+    assert text.count(old) == 1
+    path = file_with(tmp_path, text.replace(old, new))
+    assert command.main(["--mine", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL" in out and "what this row is for: " in out
+    assert "10 of 10" not in out
+
+
+def test_a_gradient_of_another_shape_is_a_sentence(tmp_path, capsys):
+    text = "def rope_backward(dy, cache):\n    return dy[0]\n"
+    assert not mark(load(file_with(tmp_path, text)))
+    assert "but x has" in capsys.readouterr().out
+
+
+def test_what_an_answer_raises_is_told(tmp_path, capsys):
+    text = "def rope_backward(dy, cache):\n    return dy.nothing\n"
+    assert not mark(load(file_with(tmp_path, text)))
+    assert "AttributeError: 'numpy.ndarray' object has no attribute" in capsys.readouterr().out
+
+
+def test_who_writes_into_dy_is_seen(tmp_path, capsys):
+    text = (
+        "from npgpt.layers import rope_forward\n\n\n"
+        "def rope_backward(dy, cache):\n"
+        "    cos, sin = cache\n"
+        "    dy[...] = rope_forward(dy, cos, -sin)[0]\n"
+        "    return dy\n"
+    )
+    mine = load(file_with(tmp_path, text))
+    assert list(mine) == ["rope_backward"]  # what is imported is the lecture's own
+    assert not mark(mine)
+    assert "dy was written to" in capsys.readouterr().out
+
+
+def test_the_derivative_of_another_function_is_no_answer(tmp_path, capsys):
+    text = (
+        "def relu_forward(x):\n    return 2.0 * x, ()\n\n\n"
+        "def relu_backward(dy, cache):\n    return 2.0 * dy\n"
+    )
+    assert not mark(load(file_with(tmp_path, text)))
+    assert "y is not the lecture's" in capsys.readouterr().out
+
+
+FILES = {
+    "no such file": None,
+    "does not run: SyntaxError in line 1": "def rope_backward(",
+    "does not run: ZeroDivisionError": "1 / 0",
+    "has no function with the name of one in npgpt.layers": "def rope(x):\n    return x\n",
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_file_that_can_t_be_marked_is_one_sentence(what, tmp_path, capsys):
+    path = tmp_path / "my.py"
+    if FILES[what] is not None:
+        path.write_text(FILES[what])
+    assert command.main(["--mine", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert (what if FILES[what] is not None else "is no Python file") in err
+
+
+def test_an_exercise_overwrites_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["--exercise", "swiglu"]) == 0
+    assert "python -m gradcheck --mine my_swiglu.py" in capsys.readouterr().out
+    (tmp_path / "my_swiglu.py").write_text("mine")
+    assert command.main(["--exercise", "swiglu"]) == 2
+    assert (tmp_path / "my_swiglu.py").read_text() == "mine"
+    assert command.main(["--exercise", "swigl"]) == 2
+    assert "there is no exercise 'swigl': choose one of attention," in capsys.readouterr().err
+
+
+def test_only_the_derivation_is_taken_out():
+    head, tail = '"""T.\n\nBackward: find dx\n', 'Cached\n    x.\n"""\n'
+    text = f"{head}    Easy:\n        dx = 1\n\n    And so on.\n\n{tail}"
+    assert without_answers(text) == f"{head}    Your turn.\n\n{tail}"
+    with pytest.raises(UserError):
+        file_of("../model")
