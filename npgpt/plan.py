@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.backend import kernels_enabled
 from npgpt.model import count_parameters, parameter_shapes
 
 # Rows that go through the model together are read and written as one, and make large products;
@@ -43,7 +44,8 @@ def row_bytes(config, size=4):
     block = 6 * C + 2 * kv + hidden + turned
     blocks = config.n_layer * C + block if config.recompute else config.n_layer * block
     cached = blocks + 2 * C
-    logits = 3 * V  # the logits, their softmax, and one temporary
+    # A kernel writes the gradient over the logits; the text has their softmax and a temporary too.
+    logits = V if kernels_enabled() else 3 * V
     square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
     return size * T * (cached + max(logits, square))
 
