@@ -86,6 +86,9 @@ class Settings:
             if not good:
                 spelling = f"--{name.replace('_', '-')}"
                 raise UserError(f"{spelling} is {getattr(self, name)}, but it must be {rule}")
+        for name in ("run", "model"):  # --run "$NAME", and no such variable
+            if getattr(self, name) == "":
+                raise UserError(f"--{name} is empty: give it a value, or leave it out")
         if self.tokenizer_file is not None and self.model is None:
             raise UserError("--tokenizer-file belongs to a --model: name that too")
         if self.model is not None and self.run is not None:
@@ -124,14 +127,21 @@ def main(settings):
     if settings.threads is not None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
     model = open_model(settings)
+    from npgpt.backend import seconds_compiling
+
     say(model.about)
+    before = seconds_compiling()
     if talk:
         tokens, seconds = converse(model, settings)
     else:
         prompt = read_prompt() if settings.prompt is None else settings.prompt
         tokens, seconds = write_samples(model, prompt, settings)
+    waited = seconds_compiling() - before
+    seconds -= waited
     if tokens:
-        say(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")
+        after = f", after {waited:.0f} s of compiling" if waited > 0.5 else ""
+        rate = tokens / max(seconds, 1e-9)
+        say(f"{tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tokens/s{after}")
 
 
 def write_samples(model, prompt, settings):

@@ -73,6 +73,15 @@ def test_a_prompt_is_continued(capsys, run_a):
     assert speed.startswith("20 tokens in 0.") and speed.endswith(" tokens/s")
 
 
+def test_compiling_does_not_count_as_writing(capsys, run_a, monkeypatch):
+    """The first text on a machine would otherwise look a hundred times as slow as the second."""
+    seconds = iter([1.0, 21.5])
+    monkeypatch.setattr("npgpt.backend.seconds_compiling", lambda: next(seconds))
+    monkeypatch.setattr(generate, "write_samples", lambda *_: (50, 21.5))
+    speed = call(capsys, "--prompt", "to be")[2].splitlines()[-1]
+    assert speed == "50 tokens in 1.0 s, 50 tokens/s, after 20 s of compiling"
+
+
 def test_the_same_seed_writes_the_same_and_another_another(capsys, run_a):
     texts = [call(capsys, "--seed", seed, "--prompt", "to")[1] for seed in "001"]
     assert texts[0] == texts[1] != texts[2]
@@ -269,6 +278,8 @@ def refused(capsys, *argv):
         ("--threads 0", "--threads is 0, but it must be at least 1"),
         ("--dtype fp4", "--dtype: 'fp4' is not one of float32, bf16, int8"),
         ("--model m.bin", "there is no file m.bin: check the spelling"),
+        ("--run=", "--run is empty: give it a value, or leave it out"),
+        ("--model=", "--model is empty: give it a value, or leave it out"),
         ("--tokenizer-file t.bin", "--tokenizer-file belongs to a --model"),
         ("--model m --tokenizer-file t --run a", "--model and --run each choose a model"),
         ("--model m --tokenizer-file t", "there is no file m: check the spelling"),

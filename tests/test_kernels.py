@@ -378,6 +378,19 @@ def test_kernels_can_be_switched_off(who, text_only):
     assert who(x, x) == "kernel"
 
 
+def test_the_time_of_compiling_is_counted_once():
+    """A kernel compiles those that it calls: the seconds of the inner ones are the outer one's."""
+    from npgpt.backend.cpu.compile import Announcer
+
+    announcer = Announcer()
+    for call in (announcer.on_start, announcer.on_start, announcer.on_end):
+        call(None)
+        time.sleep(0.01)
+    assert announcer.seconds == 0.0
+    announcer.on_end(None)
+    assert 0.03 <= announcer.seconds < 1.0
+
+
 def test_a_call_takes_microseconds():
     x, w = array(1, 8), array(8)
     rmsnorm_forward(x, w)

@@ -8,6 +8,7 @@ the program need to know, and both doors are here.
 import contextlib
 import importlib.util
 import os
+import sys
 from functools import cache
 
 import numpy as np
@@ -77,6 +78,12 @@ def kernels_enabled(backend="numpy"):
     """
     wanted = os.environ.get("NPGPT_KERNELS", "").strip().lower() not in ("off", "0", "no", "false")
     return wanted and (backend != "numpy" or importlib.util.find_spec("numba") is not None)
+
+
+def seconds_compiling():
+    """How long a processor's kernels have been compiled in this process, in seconds."""
+    compiler = sys.modules.get("npgpt.backend.cpu.compile")  # not imported, it has compiled nothing
+    return compiler.announcer.seconds if compiler else 0.0
 
 
 def kernels_compiled_ahead():

@@ -17,6 +17,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,17 +104,29 @@ COMPILING = "compiling kernels, once on this machine ..."
 
 
 class Announcer(event.Listener):
-    """Say once that kernels are being compiled: seconds without a sign look like a hang."""
+    """Say once that kernels are being compiled: seconds without a sign look like a hang.
+
+    Attributes: seconds, that all compiling has taken in this process.
+    """
 
     said = False
 
+    def __init__(self):
+        self.seconds, self.depth, self.since = 0.0, 0, 0.0
+
     def on_start(self, event):
+        if self.depth == 0:  # a kernel compiles those that it calls
+            self.since = time.perf_counter()
+        self.depth += 1
         if not self.said and sys.stderr is not None:
             self.said = True
             print(COMPILING, file=sys.stderr, flush=True)
 
     def on_end(self, event):
-        pass
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.perf_counter() - self.since
 
 
-event.register("numba:compile", Announcer())
+announcer = Announcer()
+event.register("numba:compile", announcer)
