@@ -35,11 +35,15 @@ class Report:
         met = None
         if bar is not None:
             met = bool(value >= at_least) if at_least is not None else bool(value <= at_most)
-        self.rows.append(dict(name=name, value=value, unit=unit, at_least=at_least,
-                              at_most=at_most, met=met))  # fmt: skip
+        self.keep(dict(name=name, value=value, unit=unit, at_least=at_least,
+                       at_most=at_most, met=met))  # fmt: skip
         told = "" if bar is None else f"  {'>=' if at_least is not None else '<='} {bar:g}"
         verdict = {None: "", True: "  met", False: "  MISSED"}[met]
         print(f"{name:56s} {value:12,.4g} {unit:8s}{told}{verdict}", flush=True)
+
+    def keep(self, row):
+        """Keep a row, before it is printed."""
+        self.rows.append(row)
 
     def finish(self, options):
         """Write the JSON if asked for.

@@ -5,6 +5,8 @@ Where the real one is installed, its descriptions are made too, for which it nee
 """
 
 import ctypes
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,6 +240,66 @@ def test_faulty_shapes_are_refused_by_the_text(gpu):
 def test_structures_are_as_large_as_in_the_header():
     assert ctypes.sizeof(cublaslt.Algorithm) == 64
     assert ctypes.sizeof(cublaslt.Guess) == 64 + 8 + 4 + 4 + 16
+
+
+@pytest.fixture(scope="module")
+def header():
+    """NVIDIA's own declarations, all in one text."""
+    pathfinder = pytest.importorskip("cuda.pathfinder", reason="cuda-pathfinder is not installed")
+    folder = pathfinder.find_nvidia_header_directory("cublas")
+    if folder is None:
+        pytest.skip("cublasLt.h is not installed: pip install nvidia-cublas")
+    names = "cublasLt.h", "cublas_api.h", "library_types.h"
+    text = "\n".join((Path(folder) / name).read_text("utf-8") for name in names)
+    return re.sub(r"/\*.*?\*/|//[^\n]*", " ", text, flags=re.S)
+
+
+def test_numbers_are_those_of_the_header(header):
+    found = {name: int(n, 0) for name, n in re.findall(r"(\w+)\s*=\s*(0x[\dA-F]+|\d+)", header)}
+    exact, tf32, half = (cublaslt.COMPUTE[kind] for kind in ("exact", "tf32", "half"))
+    preference = "CUBLASLT_MATMUL_PREF_"
+    used = {
+        "CUDA_R_32F": cublaslt.DATA_TYPES["float32"],
+        "CUDA_R_16F": cublaslt.DATA_TYPES["float16"],
+        "CUDA_R_16BF": cublaslt.DATA_TYPES["bfloat16"],
+        "CUBLAS_COMPUTE_32F_PEDANTIC": exact[0],
+        "CUBLAS_COMPUTE_32F": exact[1],
+        "CUBLAS_COMPUTE_32F_FAST_TF32": tf32[0],
+        "CUBLASLT_MATMUL_DESC_TRANSA": cublaslt.TURNED_A,
+        "CUBLASLT_MATMUL_DESC_TRANSB": cublaslt.TURNED_B,
+        "CUBLAS_OP_T": cublaslt.TURN,
+        f"{preference}MAX_WORKSPACE_BYTES": cublaslt.MAX_WORKSPACE,
+        f"{preference}REDUCTION_SCHEME_MASK": cublaslt.REDUCTION_SCHEMES,
+        **{f"{preference}MIN_ALIGNMENT_{x}_BYTES": n for x, n in zip("ABCD", cublaslt.ALIGNMENTS)},
+        "CUBLAS_STATUS_NOT_SUPPORTED": cublaslt.UNSUPPORTED,
+        "CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE": cublaslt.IN_ORDER,
+    }
+    assert used == {name: found.get(name) for name in used}
+    assert half == (exact[1],) and found["CUDA_R_32F"] == cublaslt.FLOAT32
+
+
+def test_structures_are_those_of_the_header(header):
+    def fields(name):
+        body = re.search(r"struct \{([^}]*)\} " + name, header).group(1)
+        return [" ".join(field.split()) for field in body.split(";") if field.strip()]
+
+    assert fields("cublasLtMatmulAlgo_t") == ["uint64_t data[8]"]
+    assert fields("cublasLtMatmulHeuristicResult_t") == [
+        "cublasLtMatmulAlgo_t algo", "size_t workspaceSize", "cublasStatus_t state",
+        "float wavesCount", "int reserved[4]",
+    ]  # fmt: skip
+
+
+def test_functions_take_what_the_header_says(header):
+    pointers = r"\*|\[\]|cudaStream_t|cublasLt(Handle|MatmulDesc|MatrixLayout|MatmulPreference)_t"
+    for name, given in cublaslt.SIGNATURES.items():
+        parameters = re.search(rf"\b{name}\(([^)]*)\)", header).group(1).split(",")
+        sizes = [
+            8 if re.search(rf"{pointers}|size_t|int64_t", parameter) else 4
+            for parameter in parameters
+            if parameter.strip() != "void"
+        ]
+        assert [ctypes.sizeof(kind) for kind in given] == sizes, name
 
 
 def test_the_library_takes_these_descriptions():

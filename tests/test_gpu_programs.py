@@ -10,10 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda_on_cpu.runner import compiler_version
 
-from benchmarks.gpu.__main__ import write_tables
+from benchmarks.gpu import steps as gpu_steps
+from benchmarks.gpu.__main__ import PARTS, share, write_tables
+from benchmarks.gpu.contestant import ContestantError
+from benchmarks.gpu.part import PartReport
+from benchmarks.gpu.runner import LAST_LINES, read_rows, run_part
+from npgpt.backend import fused
 
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
 
@@ -138,6 +144,162 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(tmp_path):
     for part in ("generate", "train"):
         assert f"| {part} | {part} failed: it took longer than 0 s |" in table
     assert program(*words, "--check", cwd=tmp_path).returncode == 1
+
+
+def run_a_part(folder, monkeypatch, text, seconds=60.0):
+    """Run a part whose program is a text: its rows, what was told meanwhile, and the log."""
+    package = folder / "benchmarks" / "gpu"
+    package.mkdir(parents=True)
+    for path, real in ((package.parent, ROOT / "benchmarks"), (package, ROOT / "benchmarks/gpu")):
+        (path / "__init__.py").write_text(f"__path__.append({str(real)!r})", "utf-8")
+    (package / "speed.py").write_text(text, "utf-8")
+    monkeypatch.setattr("benchmarks.gpu.runner.ROOT", folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    told = []
+    with (folder / "gpu.log").open("w", encoding="utf-8") as log:
+        wishes = dict(seconds=seconds)
+        rows = run_part("speed", wishes, folder / "speed.jsonl", log, told.append)
+    return rows, told, (folder / "gpu.log").read_text("utf-8")
+
+
+def test_an_error_in_a_part_leaves_its_rows_and_its_traceback(tmp_path, monkeypatch):
+    rows, told, log = run_a_part(tmp_path, monkeypatch, """
+from benchmarks.gpu.part import run
+
+def measure(report, wishes):
+    report.add("figure", wishes.seconds)
+    try:
+        far = 1 / 0
+    except Exception as error:
+        report.failed("the first", error, counts=False)
+    nobody_knows_this_name
+
+run("Speed", measure)
+""")  # fmt: skip
+    figure, first, last = rows
+    assert (figure["part"], figure["value"], "trace" in figure) == ("speed", 60.0, False)
+    assert first["name"] == "the first failed: ZeroDivisionError: division by zero"
+    assert first["met"] is None and "far = 1 / 0" in first["trace"]
+    assert last["name"].startswith("Speed failed: NameError") and last["met"] is False
+    assert "in measure\n    nobody_knows_this_name" in last["trace"] and last["trace"] in log
+    assert told[0][0] == figure and told[-1] == rows
+
+
+def test_a_part_that_dies_is_told_by_its_last_lines(tmp_path, monkeypatch):
+    lines = "\n".join(f"print('line', {i})" for i in range(LAST_LINES + 5))
+    (row,), told, log = run_a_part(tmp_path, monkeypatch, f"{lines}\nimport os\nos._exit(7)")
+    assert row["name"] == f"speed failed: status 7: line {LAST_LINES + 4}" and told == []
+    assert row["met"] is False and row["trace"].splitlines()[0] == "line 5"
+    assert log.splitlines()[1] == "line 0"
+
+
+def test_a_part_ends_where_the_gpu_refuses_all_else(tmp_path, monkeypatch):
+    rows, _, _ = run_a_part(tmp_path, monkeypatch, """
+import sys
+from types import SimpleNamespace
+from benchmarks.gpu.part import run
+
+def measure(report, wishes):
+    for name in ("a kernel", "and a good one"):
+        try:
+            refuse()
+        except RuntimeError as error:
+            report.failed(name, error)
+
+def refuse():
+    raise RuntimeError("illegal address")
+
+cuda = SimpleNamespace(Device=lambda: SimpleNamespace(synchronize=refuse))
+sys.modules["cupy"] = SimpleNamespace(cuda=cuda)
+run("Speed", measure)
+""")  # fmt: skip
+    said = "a kernel failed: RuntimeError: illegal address"
+    end = f"speed failed: status 1: the GPU refuses all else, so this part ends with: {said}"
+    assert [row["name"] for row in rows] == [said, end]
+
+
+def test_a_part_that_takes_too_long_leaves_its_rows(tmp_path, monkeypatch):
+    rows, told, _ = run_a_part(tmp_path, monkeypatch, """
+import time
+from benchmarks.gpu.part import run
+run("Speed", lambda report, wishes: (report.add("figure", 1.0), time.sleep(60)))
+""", 2.0)  # fmt: skip
+    assert [row["name"] for row in rows] == ["figure", "speed failed: it took longer than 2 s"]
+    assert told == [rows[:1]]
+
+
+def test_a_row_that_is_half_written_is_no_row_yet(tmp_path):
+    kept = tmp_path / "steps.jsonl"
+    assert read_rows("steps", kept) == []
+    kept.write_text('{"name": "a"}\n{"na', "utf-8")
+    assert read_rows("steps", kept) == [{"part": "steps", "name": "a"}]
+
+
+def test_parts_share_the_time_and_leave_what_they_do_not_need():
+    assert share(["steps"], 1.0, 500.0) == 500.0
+    first = share(["ceilings", "steps"], 1.0, 530.0)
+    assert first == 530.0 * PARTS["ceilings"] / (PARTS["ceilings"] + PARTS["steps"])
+    asked = PARTS["generate"] + PARTS["train"] + 360.0
+    assert share(["generate", "train"], 6.0, asked) == PARTS["generate"]
+    assert sum(PARTS.values()) <= 600
+
+
+def test_npgpt_gets_ready_alone_and_who_fails_leaves_the_race(tmp_path, monkeypatch):
+    notes = []
+
+    class Contestant:
+        def __init__(self, module, name, rows):
+            self.name, self.seconds = name, 0.5 if name == "npgpt" else 1.0
+            notes.append(("starts", name))
+
+        def hear(self, seconds):
+            if self.name == "torch b":
+                raise ContestantError("OutOfMemoryError: no", "where it happened")
+            notes.append(("is ready", self.name))
+            return dict(seconds=self.seconds, loss=2.0)
+
+        def ask(self, do, **what):
+            return dict(memory=1e9) if do == "memory" else dict(seconds=self.seconds, loss=1.0)
+
+        def stop(self):
+            notes.append(("stops", self.name))
+
+    monkeypatch.setattr(gpu_steps, "Contestant", Contestant)
+    report = PartReport("Steps", tmp_path / "rows")
+    found = gpu_steps.race(report, 32, ["npgpt", "torch a", "torch b"], 60.0)
+    assert notes[:5] == [
+        ("starts", "npgpt"), ("is ready", "npgpt"), ("starts", "torch a"), ("starts", "torch b"),
+        ("is ready", "torch a"),
+    ]  # fmt: skip
+    assert found == {
+        "npgpt": dict(seconds=0.5, loss=2.0, memory=1e9, ratio=1.0),
+        "torch a": dict(seconds=1.0, loss=2.0, memory=1e9, ratio=2.0),
+    }
+    (row,) = report.rows
+    assert row["name"] == "32 rows: torch b failed: ContestantError: OutOfMemoryError: no"
+    assert row["trace"] == "where it happened" and row["met"] is None
+
+
+def test_on_the_host_parity_runs_the_text():
+    pytest.importorskip("numba", reason="numba is not installed")
+    from benchmarks.gpu.parity import text_on_the_host
+
+    x = np.zeros(3, np.float32)
+    with pytest.raises(KeyError), text_on_the_host():
+        assert fused.kernel_package([x]) is None
+        raise KeyError
+    assert fused.kernel_package([x]) == "npgpt.backend.cpu"
+
+
+def test_all_who_record_in_a_thread_share_its_queue(tmp_path):
+    code = (
+        "from npgpt.backend.cuda.runtime import Runtime; a, b = Runtime(), Runtime(); "
+        "assert a.stream is b.stream is not b.uploads and a.pool is not b.pool; "
+        "import threading; c = []; t = threading.Thread(target=lambda: c.append(Runtime())); "
+        "t.start(); t.join(); assert c[0].stream is not a.stream"
+    )
+    done = program("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_part_is_refused(tmp_path):

@@ -10,6 +10,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class ContestantError(RuntimeError):
+    """A contestant has failed.
+
+    Attributes: trace, its traceback, where it could still tell it.
+    """
+
+    def __init__(self, said, trace=None):
+        super().__init__(said)
+        self.trace = trace
+
+
 class Contestant:
     """A process, and a line to it. What it says by the way goes where this process's errors go.
 
@@ -38,17 +49,17 @@ class Contestant:
     def hear(self, seconds):
         """Its next answer.
 
-        Raises:  RuntimeError if it has failed; TimeoutError if it says nothing.
+        Raises:  ContestantError if it has failed; TimeoutError if it says nothing.
         """
         try:
             line = self.lines.get(timeout=seconds)
         except queue.Empty:
             raise TimeoutError(f"it said nothing for {seconds:.0f} s") from None
         if line is None:
-            raise RuntimeError(f"its process ended with status {self.process.wait()}")
+            raise ContestantError(f"its process ended with status {self.process.wait()}")
         answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(answer["error"])
+            raise ContestantError(answer["error"], answer["trace"])
         return answer
 
     def stop(self):

@@ -74,7 +74,7 @@ def measure(report, wishes):
                     report.add(f"{batch} texts: {name}, {dtype}", batch / seconds[name, dtype],
                                "tok/s")  # fmt: skip
                 except Exception as error:
-                    report.failed(f"{batch} texts: {name}, {dtype}", error)
+                    report.failed(f"{batch} texts: {name}, {dtype}", error, name == "npgpt")
         ours = [t for (name, _), t in seconds.items() if name == "npgpt"]
         peers = [t for (name, _), t in seconds.items() if name != "npgpt"]
         if ours and peers:

@@ -6,7 +6,10 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+from benchmarks.gpu.runner import failure
 from benchmarks.report import Report
+
+LONGEST_TRACE = 6000  # characters: the end says what went wrong
 
 
 class PartReport(Report):
@@ -16,39 +19,53 @@ class PartReport(Report):
         super().__init__(title)
         self.path = Path(path)
 
-    def add(self, *args, **kwargs):
-        super().add(*args, **kwargs)
-        self._keep()
-
-    def failed(self, name, error, counts=True):
-        """Keep that something could not be measured, and why; the part goes on.
-
-        Args:    name; error; counts, whether it is a bar that was missed.
-        """
-        traceback.print_exc()
-        reason = (str(error).splitlines() or [""])[0]
-        said = f"{name} failed: {type(error).__name__}: {reason}"[:200]
-        print(said, flush=True)
-        self.rows.append(dict(name=said, value=None, unit="", at_least=None, at_most=None,
-                              met=False if counts else None))  # fmt: skip
-        self._keep()
-
-    def _keep(self):
-        row = self.rows[-1]
+    def keep(self, row):
+        super().keep(row)
         if row["value"] is not None:
             row["value"] = float(row["value"])
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def failed(self, name, error, counts=True):
+        """Keep that something could not be measured, and why; the part goes on.
+
+        Args:    name; error, whose attribute `trace`, where it has one, is what another process
+                 tells of it; counts, whether it is a bar that was missed.
+        Raises:  SystemExit if the GPU refuses this process everything from now on, as it does
+                 after a fault in a kernel: the part ends here, and the next one has a process of
+                 its own.
+        """
+        trace = getattr(error, "trace", None) or "".join(traceback.format_exception(error))
+        reason = (str(error).splitlines() or [""])[0]
+        said = f"{name} failed: {type(error).__name__}: {reason}"
+        self.keep(failure(said, trace[-LONGEST_TRACE:], False if counts else None))
+        print(trace, file=sys.stderr, flush=True)
+        print(said[:200], flush=True)
+        if not gpu_answers():
+            sys.exit(f"the GPU refuses all else, so this part ends with: {said}"[:200])
+
+
+def gpu_answers():
+    """Whether the GPU still does what this process asks of it, if it asks anything."""
+    cupy = sys.modules.get("cupy")
+    try:
+        if cupy is not None:
+            cupy.cuda.Device().synchronize()
+    except Exception:  # a CUDARuntimeError, of which there are as many as CuPys
+        return False
+    return True
 
 
 def run(title, measure):
     """Be a part: measure(report, wishes) with what __main__ asked for.
 
     Args:    title; measure.
-    Returns: nothing; what goes wrong within measure is for the process to fail with.
     """
     report = PartReport(title, sys.argv[1])
-    measure(report, SimpleNamespace(**json.loads(sys.argv[2])))
+    try:
+        measure(report, SimpleNamespace(**json.loads(sys.argv[2])))
+    except Exception as error:
+        report.failed(title, error)
 
 
 def preset(name="tinystories-40m"):

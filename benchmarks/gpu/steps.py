@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from collections import defaultdict
 
 import numpy as np
@@ -38,6 +39,7 @@ LARGE = 128  # rows from which on launches cost nothing
 AT_ONCE = 5  # of PyTorch's forms in one race: each keeps its memory
 BARS = {256: ("best", 1.15), 32: ("default", 1.25)}  # rows: beside whom, and how many times as fast
 SECONDS, ROUNDS = 1.0, 5  # of a turn, about; and turns
+TURNS_TAKE = 50.0  # seconds, of all contestants together, and what is told afterwards
 
 
 class Npgpt:
@@ -103,20 +105,23 @@ def live():
             else:
                 say(memory=contestant.memory())
     except Exception as error:
-        say(error=f"{type(error).__name__}: {str(error)[:300]}")
-        raise
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        say(error=said, trace="".join(traceback.format_exception(error)))
 
 
 def race(report, rows, names, seconds):
     """Let contestants take turns on batches of some rows.
+
+    npgpt gets ready first, and alone: it times matrix products, to choose among them.
 
     Args:    report, for those that fail; rows; names, npgpt the first; seconds that may pass until
              all are ready.
     Returns: dict from name to its figures: seconds of a step, ratio to npgpt's in the same
              round, memory, and loss after the first eight steps.
     """
-    contestants = {name: Contestant("steps", name, rows) for name in names}
-    deadline, found = time.monotonic() + seconds, {}
+    peers = [name for name in names if name.startswith("torch")]
+    alone = [[name] for name in names if name not in peers]
+    contestants, found, deadline = {}, {}, time.monotonic() + seconds
     times = defaultdict(list)
 
     def tried(name, do):
@@ -127,12 +132,14 @@ def race(report, rows, names, seconds):
             contestants[name].stop()
             found.pop(name, None)
 
-    for name, contestant in contestants.items():
-        left = max(1.0, deadline - time.monotonic())
-        answer = tried(name, lambda c=contestant, left=left: c.hear(left))
-        if answer is not None:
-            found[name] = answer
-            print(f"{name}, {rows} rows: ready, {1e3 * answer['seconds']:.2f} ms", flush=True)
+    for group in (*alone, peers):
+        contestants.update({name: Contestant("steps", name, rows) for name in group})
+        for name in group:
+            left = max(1.0, deadline - time.monotonic())
+            answer = tried(name, lambda n=name, left=left: contestants[n].hear(left))
+            if answer is not None:
+                found[name] = answer
+                print(f"{name}, {rows} rows: ready, {1e3 * answer['seconds']:.2f} ms", flush=True)
     for _ in range(ROUNDS):
         for name in list(found):
             steps = max(1, min(200, round(SECONDS / found[name]["seconds"])))
@@ -188,7 +195,7 @@ def measure(report, wishes):
     for rows in batches:
         forms = FORMS if wishes.all_variants else [f"torch {f}" for f in LIKELY[rows >= LARGE]]
         groups = [forms[i : i + AT_ONCE] for i in range(0, len(forms), AT_ONCE)]
-        seconds = max(20.0, 0.6 * wishes.seconds / len(batches) / len(groups))
+        seconds = max(20.0, wishes.seconds / len(batches) / len(groups) - TURNS_TAKE)
         found = {}
         for group in groups:
             mine = ["npgpt"] if rows >= LARGE else ["npgpt", "npgpt without graph"]

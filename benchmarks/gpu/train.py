@@ -3,8 +3,10 @@
 The run stays in runs/, to be heard with generate.py; the curve, the log and the samples are copied.
 
 The number of steps is chosen from the time of a few, so that the learning rate comes down in time.
+Were they too many, train.py is asked to stop while there is time to tell how far it came.
 """
 
+import contextlib
 import gc
 import json
 import shutil
@@ -14,9 +16,12 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu.part import run
+from npgpt.errors import UserError
+from npgpt.plot import plot_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = 20  # of the loss curve
+STOPPING_TAKES = 30.0  # seconds: the step it is in, a checkpoint, and what is told here
 STORYBOOK = ("--words", "2000000", "--vocab-size", "1280")  # it has no 10,000 different tokens
 
 
@@ -36,6 +41,7 @@ def steps_in(minutes, rows):
 
 
 def measure(report, wishes):
+    end = time.monotonic() + wishes.seconds - STOPPING_TAKES
     steps = steps_in(wishes.minutes, 256)
     run_dir = ROOT / "runs" / f"gpu-{int(time.time())}"
     data = ["--data", wishes.data] if wishes.data else ["--data", "storybook", *STORYBOOK]
@@ -45,14 +51,21 @@ def measure(report, wishes):
         "--log-every", max(1, steps // 40), "--eval-every", max(1, steps // 8),
         "--sample-every", max(1, steps // 3), "--save-every", steps,
     ]  # fmt: skip
+    process = subprocess.Popen([str(word) for word in command], cwd=ROOT)
     try:
-        subprocess.run([str(word) for word in command], cwd=ROOT, check=True)
-    except subprocess.CalledProcessError as error:
-        report.failed("train.py", error)
-    tell(report, run_dir)
+        status = process.wait(max(1.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        print(f"{steps} steps take too long: stopping", flush=True)
+        process.terminate()  # it finishes its step, and saves
+        status = process.wait()
+    if status != 0:
+        report.failed("train.py", RuntimeError(f"it ended with status {status}"))
+        with contextlib.suppress(UserError):  # it draws only what it has finished
+            plot_run(run_dir)
     for name in ("loss.png", "log.jsonl", "samples.txt"):
         if (run_dir / name).exists():
             shutil.copy(run_dir / name, Path(wishes.out) / f"train-{name}")
+    tell(report, run_dir)
 
 
 def tell(report, run_dir):

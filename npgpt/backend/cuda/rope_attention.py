@@ -1,6 +1,6 @@
 """RoPE and attention in one, on a GPU: what is turned is never written to memory."""
 
-from npgpt.backend.cuda.attention import Views, plan_for, run_backward, run_forward
+from npgpt.backend.cuda.attention import MOST_BLOCKS, Views, plan_for, run_backward, run_forward
 from npgpt.backend.cuda.compile import FLOAT32, contiguous, empty
 from npgpt.backend.cuda.elementwise import cast
 
@@ -36,6 +36,8 @@ def rope_attention_backward(dy, cache):
 def _fit(qkv, cos, sin, n_head):
     """Whether qkv (B, T, (H + 2G)·D) is made of such heads, with an angle for each place."""
     if qkv.ndim != 3 or qkv.size == 0 or cos.ndim != 2 or cos.size == 0 or cos.shape != sin.shape:
+        return False
+    if max(qkv.shape[0], n_head) > MOST_BLOCKS:
         return False
     D = 2 * cos.shape[1]
     G, rest = divmod(qkv.shape[2] - n_head * D, 2 * D)

@@ -7,24 +7,32 @@ once, and is run again with a single call.
 """
 
 import contextlib
+import threading
+
+ours = threading.local()  # .streams: of this thread, by the number of a GPU
 
 
 class Runtime:
     """The streams and the memory of a training run, on the current GPU.
 
     From now on all that this thread asks of the GPU goes into `stream`, training and validation
-    alike: one queue, so that nothing has to wait for anything else.
+    alike: one queue, so that nothing has to wait for anything else. A second Runtime of the same
+    thread has the same queue: so two decoders may take turns, or a run and a decoder.
     """
 
     def __init__(self):
         import cupy
 
         self.cupy = cupy
-        cupy.cuda.Device().synchronize()  # what was made in the stream of before is whole
-        # Non-blocking: a graph can't be recorded in a stream that waits for the default one.
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.uploads = cupy.cuda.Stream(non_blocking=True)
+        device = cupy.cuda.Device()
+        device.synchronize()  # what was made in the stream of before is whole
+        streams = vars(ours).setdefault("streams", {})
+        if device.id not in streams:
+            # Non-blocking: a graph can't be recorded in a stream that waits for the default one.
+            streams[device.id] = cupy.cuda.Stream(non_blocking=True)
+        self.stream = streams[device.id]
         self.stream.use()
+        self.uploads = cupy.cuda.Stream(non_blocking=True)
         # A graph reads and writes the addresses that it was recorded with. This pool is asked by
         # nobody but the step, so that nobody else is ever given one of them.
         self.pool = cupy.cuda.MemoryPool()
