@@ -6,6 +6,7 @@ error of the text in float32, plus a floor of a few roundings.
 
 import importlib.util
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -389,6 +390,31 @@ def test_the_time_of_compiling_is_counted_once():
     assert announcer.seconds == 0.0
     announcer.on_end(None)
     assert 0.03 <= announcer.seconds < 1.0
+
+
+SAME_BITS = """
+import hashlib
+import numpy as np
+from npgpt.layers import layernorm_forward
+from npgpt.model import loss_and_dlogits
+
+rng = np.random.default_rng(0)
+logits, x = rng.standard_normal((120, 261), np.float32), rng.standard_normal((40, 72), np.float32)
+loss, dlogits = loss_and_dlogits(logits, rng.integers(0, 261, 120), 0.5, 0.1)
+y, _ = layernorm_forward(x, x[0])
+print(hashlib.sha256(loss.tobytes() + dlogits.tobytes() + y.tobytes()).hexdigest())
+"""
+
+
+def test_the_process_that_compiles_computes_the_same_bits_as_a_later_one(tmp_path):
+    """Or a run that is stopped and resumed would part from one that is not: see kernel."""
+    environment = {**os.environ, "NPGPT_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", SAME_BITS]
+    first, later = (
+        subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert len(first) > 64 and first == later
 
 
 def test_a_call_takes_microseconds():

@@ -133,9 +133,7 @@ IN_ONE = layers.rope_attention_forward, layers.rope_attention_backward
 # the errors are alike, with medians of 2.0e-7 and of 1.8e-7 for the text. So this one gradient of
 # the kernel, of the text's cache, is not asked to be as exact as that.
 LUCKY = "attention_dropout", "later rows", "text, kernel", "k"
-KERNEL_CASES = [
-    case for case in (*CASES, *MORE) if {case.forward, case.backward} <= set(FUNCTIONS)
-]
+KERNEL_CASES = [case for case in (*CASES, *MORE) if {case.forward, case.backward} <= set(FUNCTIONS)]
 # RoPE and attention in one are left to two kernels where there are no tensor cores.
 ROUNDED_CASES = [
     *KERNEL_CASES,

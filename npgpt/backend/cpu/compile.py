@@ -51,6 +51,10 @@ def kernel(function=None, *, fastmath=frozenset({"contract"}), **options):
     if function is None:
         return lambda f: kernel(f, fastmath=fastmath, **options)
     options = {"error_model": "numpy", "nogil": True, "fastmath": set(fastmath), **options}
+    # Of a function that another calls there are two copies, its own and one in the caller's code,
+    # and which of them runs depends on what was compiled or loaded before. The compiler
+    # has optimised the second one twice, so that it may add in another order: let there be none.
+    options["forceinline"] = "reassoc" in fastmath
     folder = cache_folder()
     if folder is not None:
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
