@@ -53,12 +53,21 @@ class Evaluation:
     @property
     def perplexity(self):
         """The number of equally likely tokens that would be as surprising."""
-        return math.exp(min(self.loss, 700.0))
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self):
         """The loss in a unit that no tokenizer can change: bits for each byte of text."""
         return self.loss * self.num_tokens / (math.log(2.0) * self.num_bytes)
+
+
+def perplexity(nats):
+    """How many equally likely tokens would be as surprising as a loss says.
+
+    Args:    nats, the loss.
+    Returns: e^nats; beyond 700 nats, e^700, or it would be more than a float can hold.
+    """
+    return math.exp(min(nats, 700.0))
 
 
 def document_starts(tokens, end_of_text, block_size):
@@ -170,6 +179,8 @@ class Settings:
     threads: int | None = option(None, "batches side by side (default: all processors)")
 
     def __post_init__(self):
+        if self.data == "":  # --data "$BOOK", and no such variable: that is not the folder "."
+            raise UserError("--data is empty: give it a value, or leave it out")
         for name, least in (("tokens", 2), ("batch_size", 1), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -209,7 +220,7 @@ def main(settings):
     bits = result.bits_per_byte / result.loss  # of a nat a token
     for unit, convert in (
         ("nats a token", lambda nats: nats),
-        ("perplexity", lambda nats: math.exp(min(nats, 700.0))),
+        ("perplexity", perplexity),
         ("bits per byte", lambda nats: nats * bits),
     ):
         value, low, high = map(convert, (result.loss, *result.interval))
@@ -219,11 +230,12 @@ def main(settings):
 
 def _validation_text(run_dir, state, tok):
     """A run's validation tokens, and how many bytes one stands for."""
-    from npgpt.training import _run_tokens
+    from npgpt.training import run_tokens
 
     if "bytes_per_token" not in state:
         raise UserError(f"{run_dir} was trained elsewhere, on a text unknown: give --data a text")
-    return _run_tokens(run_dir, "valid", tok).tokens, state["bytes_per_token"]
+    tokens = run_tokens(run_dir, "valid", tok, "give --data a text").tokens
+    return tokens, state["bytes_per_token"]
 
 
 def _other_text(path, tok):

@@ -59,6 +59,15 @@ def shared_data():
 
 
 @pytest.fixture
+def fast_disk(monkeypatch):
+    """Leave the disk its time: only a power cut needs fsync, and we have none to offer.
+
+    That it is called, and when, is tested in test_checkpoint_crashes.py.
+    """
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
 def text_only(monkeypatch):
     """A context in which the lecture text runs everywhere, and no kernel."""
     from npgpt.backend import kernels_enabled

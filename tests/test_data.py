@@ -63,6 +63,12 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not np.array_equal(get_batch(tokens, 1, 61, 4, 16)[0], alone)
 
 
+def test_the_order_is_the_same_in_every_version():
+    """Or a run that a later npgpt resumes would read some rows twice, and others never."""
+    first_ids = [get_batch(np.arange(n), 1, 3, 4, 8)[0][:, 0].tolist() for n in (100, 10**7)]
+    assert first_ids == [[44, 36, 52, 20], [7304716, 4954660, 914060, 7155476]]
+
+
 def test_small_batches_are_the_rows_of_a_large_one():
     tokens = np.arange(300)  # 17 windows: the large batch crosses the end of an epoch
     for step in range(6):
@@ -82,9 +88,6 @@ def test_the_shortest_text_is_one_window():
     ids, targets = get_batch(np.arange(17), 1, 5, 3, 16)
     assert np.array_equal(ids, [np.arange(16)] * 3)
     assert np.array_equal(targets, [np.arange(1, 17)] * 3)
-
-
-# Rows that begin with documents. In these texts, 0 is the end-of-text token.
 
 
 def test_too_short_a_text_is_refused():

@@ -186,6 +186,21 @@ def test_memory_is_bounded(monkeypatch, tmp_path):
         assert peak < 4 << 20
 
 
+def test_letters_of_long_words_do_not_pile_up(tight, monkeypatch):
+    """Where each word is another one, a table that kept them all would be as large as the text."""
+    kept, count = [], word_counts.Counter.count
+
+    def watched(counter, batch):
+        n_bytes = count(counter, batch)
+        kept.extend(table.long_letters for table in counter.idle)
+        return n_bytes
+
+    monkeypatch.setattr(word_counts.Counter, "count", watched)
+    words = {"x" * 40 + a + b: 1 for a in "abcdefghij" for b in "abcdefghij"}
+    assert as_dict(word_counts.count_words(list(words), (), 1)) == words
+    assert 40 < max(kept) <= word_counts.MOST_LETTERS
+
+
 # Learning merges
 
 

@@ -16,9 +16,11 @@ from interchange_helpers import (
 )
 
 from npgpt.errors import UserError
+from npgpt.interchange import read_model
 from npgpt.interchange.gguf import read_gguf
 from npgpt.interchange.gguf_model import load_gguf
 from npgpt.model import forward
+from npgpt.tokenizer import BPETokenizer
 
 
 @pytest.mark.parametrize("name", GGUF_CONFIGS)
@@ -29,6 +31,26 @@ def test_a_gguf_comes_back(tmp_path, name):
     np.testing.assert_array_equal(params.flat, model_of(config).flat)
     assert tok.encode(TEXT) == TOK.encode(TEXT)
     assert (tok.end_of_text, tok.special_tokens) == (TOK.end_of_text, TOK.special_tokens)
+
+
+def test_a_gguf_is_known_by_its_first_bytes(tmp_path):
+    assert read_model(gguf_of(tmp_path / "m", CONFIGS["llama"]))[0] == CONFIGS["llama"]
+
+
+def test_marks_come_back(tmp_path):
+    """Which one ends a text, and which is a mark wherever it stands; and the beginning, if used."""
+    tok = BPETokenizer.from_merges(TOK.merges[: 290 - 256 - 3], ["<s>", "<|im_end|>", "<b>"])
+    tok.end_name, tok.begin_name, tok.always_allowed = "<|im_end|>", "<s>", frozenset(["<b>"])
+    path = gguf_of(tmp_path / "m.gguf", CONFIGS["llama"], tok)
+    read = load_gguf(path)[2]
+    assert (read.end_name, read.begin_name, read.always_allowed) == ("<|im_end|>", None, {"<b>"})
+    altered(path, lambda e, t: e.update({"tokenizer.ggml.add_bos_token": True}))
+    assert load_gguf(path)[2].begin_name == "<s>"
+
+
+def test_a_stretching_that_gguf_has_no_word_for(tmp_path):
+    with pytest.raises(UserError, match="only Llama 3's own stretching of RoPE is written"):
+        gguf_of(tmp_path / "m.gguf", CONFIGS["llama 3"])
 
 
 @pytest.mark.parity
@@ -81,6 +103,7 @@ def test_llama_cpp_reads_it(tmp_path, name):
         (lambda e, t: e["tokenizer.ggml.merges"].pop(5), "merge 10: .* is not two tokens"),
         (lambda e, t: e["tokenizer.ggml.tokens"].pop(), "token_type does not fit"),
         (lambda e, t: t.pop("token_embd.weight"), "has no tensor token_embd.weight"),
+        (lambda e, t: t.pop("output_norm.weight"), "has no tensor output_norm.weight"),
         (lambda e, t: t.pop("blk.1.ffn_up.weight"), "has no tensor blk.1.ffn_up.weight"),
         (lambda e, t: t.update({"blk.0.more": np.ones(3)}), "has a tensor .blk.0.more"),
         (lambda e, t: t.update({"rope_freqs.weight": np.full(4, 3.0)}), "rope_freqs.weight is not"),

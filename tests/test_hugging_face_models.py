@@ -104,12 +104,17 @@ def test_what_a_folder_must_say(tmp_path):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings["clean_up_tokenization_spaces"] is False
+    assert settings["bos_token"] == settings["eos_token"] == END_OF_TEXT
     parts = json.loads((folder / "tokenizer.json").read_text())
     assert parts["pre_tokenizer"]["add_prefix_space"] is False
     names = set(read_safetensors(folder / SINGLE))
     assert "lm_head.weight" in names and "model.layers.1.self_attn.q_proj.bias" in names
     folder = folder_of(tmp_path / "tied", CONFIGS["llama"])
     assert "lm_head.weight" not in read_safetensors(folder / SINGLE)
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    save_folder(folder, CONFIGS["llama"], model_of(CONFIGS["llama"]), TOK, "bf16")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from interchange_helpers import CONFIGS, SMALL, folder_of, model_of
 
 from npgpt import export, load
 from npgpt.errors import UserError
-from npgpt.interchange import read_model
+from npgpt.interchange import card, read_model
 from npgpt.interchange.llama2c import load_llama2c, save_llama2c
 from npgpt.interchange.safetensors import SINGLE, read_safetensors
+from npgpt.interchange.sums import SUMS, check_sums, write_sums
 from npgpt.model import GPTConfig
 from npgpt.runs import find_run, load_run
 from npgpt.tokenizer import load_tokenizer
@@ -133,6 +135,32 @@ def test_a_flipped_bit_is_noticed(folder):
     path.unlink()
     with pytest.raises(UserError, match=r"model\.safetensors is missing, and SHA256SUMS lists it"):
         read_model(folder / "out")
+
+
+def test_checksums_are_of_all_files_but_themselves(folder):
+    (folder / "a").write_text("a")
+    for _ in "ab":
+        write_sums(folder)
+    check_sums(folder)
+    assert [line.split()[1] for line in (folder / SUMS).read_text().splitlines()] == ["a"]
+
+
+def test_the_card_tells_what_the_weights_have_seen(folder, monkeypatch):
+    """Of a run that went on, only what came before; and without matplotlib, a table alone."""
+
+    def plot_run(run_dir):
+        raise UserError("install matplotlib")
+
+    monkeypatch.setattr(card, "plot_run", plot_run)
+    log = [{"step": n, "valid_loss": 5.0 - n / 100, "bits_per_byte": 1.5} for n in range(61)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    settings = dict(batch_size=4, accumulate=2, block_size=16, data="plays", lr=1e-3)
+    state = {"settings": settings | dict(weight_decay=0.1, seed=1)}
+    card.write_card(folder, folder, SimpleNamespace(step=48, state=state), CONFIGS["llama"])
+    text = (folder / "README.md").read_text()
+    assert "48 steps, 6,144 tokens, of `plays`; " in text and "![" not in text
+    rows = [line for line in text.splitlines() if line.startswith(("| 0", "| 1", "| 4", "| 5"))]
+    assert rows[-1] == "| 48 | 4.5200 | 1.5000 |" and 1 < len(rows) <= card.ROWS
 
 
 def test_a_failed_export_leaves_nothing(folder, monkeypatch):

@@ -73,6 +73,7 @@ def test_the_scale_never_goes_below_1():
 def test_the_scales_are_torchs(monkeypatch):
     """torch.amp.GradScaler halves, doubles and skips at the same steps."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
+    assert loss_scale.GROW_AFTER == torch.amp.GradScaler("cpu").get_growth_interval()
     monkeypatch.setattr(loss_scale, "GROW_AFTER", 4)
     theirs = torch.amp.GradScaler("cpu", growth_interval=4)
     ours, scales = LossScale(), set()

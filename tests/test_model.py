@@ -403,6 +403,10 @@ def test_it_learns_one_batch_by_heart(config):
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
         ({"norm_eps": -1e-5}, "norm_eps is -1e-05"),
         ({"norm_eps": math.nan}, "norm_eps is nan"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
+        ({"rope_factor": 0.5}, "rope_factor 0.5"),
+        ({"rope_kept": 64.0, "rope_stretched": 16.0}, "stretch no wave"),
     ],
     ids=str,
 )

@@ -62,6 +62,14 @@ def test_schedule_is_half_a_cosine():
         assert lr == pytest.approx(0.2 + 0.8 * part, rel=1e-14)
 
 
+def test_each_cycle_is_as_long_as_the_first_unless_said():
+    first, second, third = (
+        [cosine_schedule(step, 4, 34, 1.0, 0.1, cycle=10) for step in range(start, start + 10)]
+        for start in (4, 14, 24)
+    )
+    assert first == second == third and first[0] == 1.0
+
+
 # ---------------------------------------------------------------------------- AdamW
 
 
@@ -177,11 +185,13 @@ def test_nan_is_seen():
     assert math.isnan(g[1])
 
 
-def test_the_norm_is_summed_in_float64():
+def test_the_norm_is_summed_in_float64(text_only):
     """A norm of millions of numbers, summed in float32, can be wrong in the fourth digit."""
     g = np.random.default_rng(6).standard_normal(1_000_003).astype(np.float32)
     exact = math.sqrt(math.fsum(g.astype(np.float64) ** 2))
     assert gradient_norm(g) == pytest.approx(exact, rel=1e-9)
+    with text_only():
+        assert gradient_norm(g) == pytest.approx(exact, rel=1e-9)
 
 
 # ---------------------------------------------------------------------------- accumulation

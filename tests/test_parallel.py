@@ -57,7 +57,7 @@ def test_gradients_are_added_and_stay_float32():
     for _ in range(2):
         loss = workers.loss_and_gradients(params, grads, *batch(4), CONFIG)
     once = params.zeros_like()
-    workers.loss_and_gradients(params, once, *batch(4), CONFIG)
+    loss_and_gradients(params, once, *batch(4), CONFIG)
     assert grads.flat.dtype == np.float32 and loss.dtype == np.float32
     np.testing.assert_allclose(grads.flat, 2 * once.flat, rtol=0, atol=1e-6)
 

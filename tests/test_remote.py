@@ -92,6 +92,8 @@ def test_a_server_that_will_not_do_is_a_sentence(server, file, behaviour, senten
     with pytest.raises(UserError) as error:
         file.read(10)
     assert sentence in str(error.value) and server.url("file.bin") in str(error.value)
+    again = len(server.asked("Range")) > 1
+    assert again == (sentence == "broke off"), "only what may pass is worth another attempt"
 
 
 # Tables.

@@ -1,5 +1,7 @@
 """Sampling: each way to draw against its definition, and the KV cache against a full forward."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -198,6 +200,15 @@ def test_a_sample_is_the_same_alone_and_among_others():
     assert len({row.tobytes() for row in together}) == 4
     other = rows_of(params, GROUPED, ids, 30, sample_rngs(10, [0]))
     assert not np.array_equal(other[0], together[0])
+
+
+def test_what_pads_the_vocabulary_is_never_drawn():
+    """Though of two rows, one the other's opposite, one always has the best score."""
+    config = replace(GROUPED, padding=2)
+    params = model(config)
+    params["wte"][-2:] = np.outer([99.0, -99.0], params["wte"][0])
+    written = rows_of(params, config, prompt(config, 4, 3), 20, sample_rngs(0, range(4)))
+    assert np.all(written < config.num_tokens)
 
 
 def test_a_text_ends_and_the_others_go_on():

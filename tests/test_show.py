@@ -15,7 +15,7 @@ from npgpt.checkpoint import save_checkpoint
 from npgpt.cli import main_with_errors, parse
 from npgpt.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from npgpt.tokenizer.__main__ import Settings, main
-from npgpt.tokenizer.show import columns, show, visible
+from npgpt.tokenizer.show import columns, show, visible, ways, wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = "she sells sea shells"
@@ -97,6 +97,20 @@ def test_every_line_fits_the_terminal(vocab_size, colours, width):
     if colours:
         first = "\n".join(lines[: lines.index("")])
         assert "".join(re.findall(r"\x1b\[38;5;16;48;5;\d+m(.*?)\x1b\[0m", first)) == tokens
+
+
+def test_a_long_line_goes_on_below_its_second_part():
+    line = [("ab: ", None), ("cdefghijkl", "red"), ("mn", None)]
+    assert wrapped(line, 8) == [
+        [("ab: ", None), ("cdef", "red")],
+        [("    ", None), ("ghij", "red")],
+        [("    ", None), ("kl", "red"), ("mn", None)],
+    ]
+
+
+def test_a_way_wider_than_the_line_is_shown_all_the_same(tok):
+    heading, empty, *lines = ways(tok, "sells", 3)
+    assert heading[0][0].startswith("The merges") and empty == [] and all(lines)
 
 
 def test_neighbours_have_different_colours(tok):
@@ -199,7 +213,8 @@ def test_train_then_export(call, tmp_path):
     (tmp_path / "book.txt").write_bytes(("\ufeff" + f"{SHELLS}\r\n" * 20).encode())
     status, out, _ = call("--train", "book.txt", "--vocab-size", "265", "--out", "t")
     assert status == 0
-    assert "first merges    ␣s  lls" in out or "first merges    ␣s" in out
+    assert "first merges    ␣s  ls  lls  he  ␣se  she  hells  ␣sells\n" in out
+    assert "longest tokens  ␣sells  hells  lls  ␣se  she  ␣s\n" in out
     assert (
         "wrote t: vocab.json, merges.txt, tokenizer.json, tokenizer_config.json; 265 tokens" in out
     )

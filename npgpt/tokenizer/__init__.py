@@ -70,7 +70,7 @@ def load_tokenizer(path):
     Args:    path of a folder with tokenizer_config.json and the files of its kind, or without
              it a tokenizer.json, or vocab.json + merges.txt, or encoder.json + vocab.bpe;
              or of a tokenizer.json itself.
-    Returns: BPETokenizer or CharTokenizer.
+    Returns: BPETokenizer, CharTokenizer or Llama2cTokenizer.
     Raises:  UserError naming the file that is missing, damaged, not supported, or at odds with
              another.
     """
