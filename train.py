@@ -45,7 +45,7 @@ from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import keep_freed_memory
 from npgpt.plot import plot_run
 from npgpt.runlog import RunLog
-from npgpt.runs import typed
+from npgpt.runs import claim, typed
 from npgpt.settings import Settings, with_preset
 from npgpt.training import new_run, resumed_run, unfinished_run
 
@@ -60,12 +60,13 @@ def train(run, log, peak=None):
     Raises:  UserError if the gradient is not finite.
     """
     s = run.settings
-    ledger = Ledger(run, log, peak)
+    ledger, stalled = Ledger(run, log, peak), False
     with contextlib.closing(run.batches()) as batches, Interrupt() as interrupt:
         while run.step < s.steps and not interrupt.asked:
             if run.step % s.eval_every == 0:
                 run.validate(log, s.eval_tokens)
-                if run.is_stalled:
+                stalled = run.is_stalled
+                if stalled:
                     log.say(f"no better validation since step {run.best_step}: this is the end")
                     break
             if run.step and s.sample_every and run.step % s.sample_every == 0:
@@ -85,7 +86,7 @@ def train(run, log, peak=None):
             run.step += 1
             ledger.settle(lr)
         ledger.settle()
-        finished = run.step == s.steps or run.is_stalled
+        finished = run.step == s.steps or stalled
         if finished:
             run.validate(log)
         run.save()
@@ -325,17 +326,16 @@ def main(settings, given):
             run = resumed_run(replace(settings, run=settings.run or unfinished), given, xp)
         else:
             run = new_run(fresh, xp)
-    print_plan(run)
-    log = RunLog(run.dir, run.step, run.settings.steps, run.settings.tensorboard)
-    peak = None if run.gpu is None else run.gpu.measure_matmul_peak()
-    if xp is np:
-        peak = plan.measure_matmul_peak(run.workers)
-    try:
-        finished = train(run, log, peak)
-        if finished:
-            run.write_sample(log)
-    finally:
-        log.close()
+    with claim(run.dir):
+        print_plan(run)
+        peak = None if run.gpu is None else run.gpu.measure_matmul_peak()
+        if xp is np:
+            peak = plan.measure_matmul_peak(run.workers)
+        log = RunLog(run.dir, run.step, run.settings.steps, run.settings.tensorboard)
+        with contextlib.closing(log):
+            finished = train(run, log, peak)
+            if finished:
+                run.write_sample(log)
     resume = f"python train.py --resume --run {typed(run.dir)}"
     if not finished:
         print(f"stopped and saved at step {run.step} of {run.settings.steps}; go on with: {resume}")

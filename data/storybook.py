@@ -30,7 +30,8 @@ are here: `_say` tells a story, `_expect` adds up the entropy. Two are in `story
 
     python -m data.storybook                                        # three stories and the floor
     python -m data.storybook --words 1000000 --seed 1 --out train.txt
-    python -m data.storybook --check samples.txt                    # how well does a model write?
+    python generate.py --num-samples 100 --out stories.txt
+    python -m data.storybook --check stories.txt                    # how well does a model write?
 """
 
 import argparse
@@ -58,6 +59,7 @@ from data.storybook_tree import (
     odds,
     show,
 )
+from npgpt.cli import main_with_errors
 from npgpt.errors import UserError
 
 
@@ -215,6 +217,10 @@ def write(path, text):
     """Write a file so that it is there whole or not at all."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            with open(path, "w", encoding="utf-8", newline="\n") as device:  # /dev/null, or a pipe
+                device.write(text)
+            return
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".storybook-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
@@ -244,12 +250,7 @@ def main(argv=None):
     parser.add_argument("--stats", action="store_true", help="count words and distinct sentences")
     parser.add_argument("--check", metavar="FILE", help="judge the stories in FILE")
     options = parser.parse_args(argv)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return main_with_errors(_run, options)
 
 
 def _run(options):

@@ -23,6 +23,8 @@ from data.storybook_tree import (
     show,
 )
 
+SAMPLE = re.compile("^----- sample [0-9]+ of [0-9]+ -----\n", re.MULTILINE)  # of generate.py
+
 # --------------------------------------------------------------------------------------------
 # One reader: parse a text.
 
@@ -262,13 +264,17 @@ class Report:
 
 
 def check(text, keep=5):
-    """Judge a text of stories parted by `SEPARATOR`: Report, with the first `keep` reasons.
+    """Judge a text of stories: Report, with the first `keep` reasons.
 
-    What follows the last separator is an unfinished story, counted apart and not judged. A
-    separator at the very beginning, which models are often prompted with, opens no story.
+    Stories are parted by `SEPARATOR`. What follows the last one is an unfinished story, counted
+    apart and not judged. A separator at the very beginning, which models are often prompted with,
+    opens no story. Or they are parted by generate.py's headers; each is judged then.
     """
     report = Report()
-    *pieces, rest = text.removeprefix(SEPARATOR).split(SEPARATOR)
+    if SAMPLE.match(text):
+        pieces, rest = SAMPLE.split(text)[1:], ""
+    else:
+        *pieces, rest = text.removeprefix(SEPARATOR).split(SEPARATOR)
     report.unfinished = int(bool(rest.strip()))
     for number, piece in enumerate(pieces, 1):
         verdict = judge(piece)

@@ -32,6 +32,12 @@ class Settings:
     seed: int = option(1, "decides the first weights, the batches and the sample")
     letters: int = option(300, "length of the text that it writes")
 
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("seed", 0), ("letters", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}, but it must be {least} or more")
+
 
 def run(about, init, forward, backward, block_size, steps, lr=3e-3, training_forward=None):
     """Run one step of the ladder as a program.
@@ -46,7 +52,8 @@ def run(about, init, forward, backward, block_size, steps, lr=3e-3, training_for
     training_forward = training_forward or (lambda p, ids, step: forward(p, ids))
 
     def main():
-        settings, _ = parse(Settings, sys.argv[1:], about.strip())
+        program = f"python -m lectures.{Path(sys.argv[0]).stem}"
+        settings, _ = parse(Settings, sys.argv[1:], about.strip(), program=program)
         train_ids, valid_ids, tok = read_text(settings.data, block_size)
         rng = np.random.default_rng(settings.seed)
         p = init(rng, tok.vocab_size)

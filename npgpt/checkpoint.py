@@ -225,13 +225,22 @@ def write_atomic(path, data: bytes) -> None:
 def replacing(path):
     """Open a file that takes the place of path when the block ends, and never if it fails.
 
-    Args:    path, its folder made if missing.
+    What is no file, but a device or a pipe, is written to and not replaced: /dev/null, for one.
+
+    Args:    path, its folder made if missing; of a link, what it leads to is meant.
     Returns: a context manager; its value is a file, open for bytes.
     Raises:  UserError if it can't be written; what was there before stays.
     """
     path = Path(path)
+    is_device = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    if path.is_symlink() and not is_device:
+        path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with _all_or_nothing(path, temporary):
+        if is_device:
+            with open(path, "wb") as file:
+                yield file
+            return
         _make_folder(path.parent)
         with open(temporary, "wb") as file:
             yield file

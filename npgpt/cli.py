@@ -25,7 +25,7 @@ from pathlib import Path
 
 from npgpt.errors import UserError
 
-KINDS = {int: "a whole number", float: "a finite number"}
+KINDS = {int: "a whole number", float: "a finite number", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -81,7 +81,10 @@ def main_with_errors(main, *args):
     Returns: 0 or what main returned; 2 after a UserError or on a full disk, 130 after Ctrl-C,
              141 if whoever read the output has gone (as `head` does), with no word about it.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, as in `python train.py >&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a terminal that can't show é gets a ?, and no crash
             stream.reconfigure(errors="replace")
     try:
@@ -116,8 +119,11 @@ def main_with_errors(main, *args):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        if "expected one argument" in message:
-            option = message.removeprefix("argument ").partition(":")[0].rpartition("/")[2]
+        option = message.removeprefix("argument ").partition(":")[0]
+        if "ignored explicit argument" in message:
+            message = f"{option} takes no value: write it without one"
+        elif "expected one argument" in message:
+            option = option.rpartition("/")[2]
             message = f"{option} needs a value; one that begins with a dash, as {option}=-VALUE"
         raise UserError(message.removeprefix("argument "))
 
@@ -168,11 +174,12 @@ def _reader(kind, optional, choices):
     """The function that turns a word of the command line into a value, or into a sentence."""
 
     def read(word):
-        if optional and kind in KINDS and word.lower() == "none":
+        if optional and kind in (int, float) and word.lower() == "none":
             return None
         try:
             value = kind(word)
-            if kind is float and not math.isfinite(value):
+            # An empty path would be the folder "." to Python, and a slip to whoever typed it.
+            if (kind is float and not math.isfinite(value)) or (kind is Path and not word):
                 raise ValueError
         except ValueError:
             raise argparse.ArgumentTypeError(f"{word!r} is not {KINDS[kind]}") from None

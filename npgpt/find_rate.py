@@ -19,15 +19,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from npgpt.cli import main_with_errors, option, parse
-from npgpt.corpus.prepare import prepare
 from npgpt.data import get_batch
 from npgpt.errors import UserError
-from npgpt.model import Chance, Parameters, init_parameters
+from npgpt.model import Chance
 from npgpt.optim import clip_gradient
 from npgpt.parallel import Workers, available_threads
 from npgpt.plan import rows_at_once
 from npgpt.settings import Settings, with_preset
-from npgpt.training import _config, _new_optimizer
+from npgpt.training import _new_optimizer, begin, choose_dtype
 
 LOWEST, HIGHEST = 1e-6, 1.0
 MEMORY = 0.9  # of the smoothed loss: about ten steps
@@ -49,16 +48,19 @@ def try_rates(params, optimizer, workers, tokens, s, config, trials):
              trials, steps from LOWEST to HIGHEST.
     Returns: rates, losses and smoothed losses, lists of one length.
     """
-    grads, mean = params.zeros_like(), 0.0
+    grads, mean, rows = params.zeros_like(), 0.0, s.batch_size * s.accumulate
     rates, losses, smoothed = [], [], []
     for step in range(trials):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (trials - 1))
-        ids, targets = get_batch(tokens, s.seed, step, s.batch_size, s.block_size)
+        ids, targets = get_batch(tokens, s.seed, step, rows, s.block_size)
         grads.flat[...] = 0.0
-        chance = Chance(s.seed, step)
-        loss = float(workers.loss_and_gradients(
-            params, grads, ids, targets, config, 1.0, chance, s.label_smoothing
-        ))  # fmt: skip
+        loss = 0.0
+        for first in range(0, rows, s.batch_size):
+            part = slice(first, first + s.batch_size)
+            loss += float(workers.loss_and_gradients(
+                params, grads, ids[part], targets[part], config, 1.0 / s.accumulate,
+                Chance(s.seed, step, first), s.label_smoothing,
+            )) / s.accumulate  # fmt: skip
         mean = MEMORY * mean + (1.0 - MEMORY) * loss
         rates.append(rate)
         losses.append(loss)
@@ -88,9 +90,11 @@ def main(settings, given):
     names = [f.name for f in fields(Settings)]
     plain = Settings(**{name: getattr(settings, name) for name in names})
     s = with_preset(plain, given - {"trials"})
-    data = prepare(s)
-    config = _config(s, data.tokenizer.vocab_size)
-    params = Parameters(config, init_parameters(config, s.seed, init=s.init).flat)
+    if s.backend != "numpy" or s.dtype == "fp16":  # fp16 has a scale that takes steps to settle
+        what = "--dtype fp16" if s.backend == "numpy" else f"--backend {s.backend}"
+        raise UserError(f"rates are tried on a processor, in float32 or bf16: leave out {what}")
+    choose_dtype(s, np)
+    s, data, config, params = begin(s)
     workers = Workers(params, s.threads or available_threads(), rows_at_once(config))
     optimizer = _new_optimizer(params, s)
     tokens = data.train.tokens

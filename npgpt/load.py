@@ -61,9 +61,10 @@ def save_run(run_dir, config, params, tok, origin):
     Raises:  UserError if it can't be written.
     """
     from npgpt.checkpoint import save_checkpoint
+    from npgpt.tokenizer.files import saved_tokenizer
 
     tok.save(run_dir / "tokenizer")
-    files = {f"tokenizer/{f.name}": f.read_bytes() for f in (run_dir / "tokenizer").iterdir()}
+    files = saved_tokenizer(run_dir / "tokenizer")
     state = {"config": asdict(config), "origin": str(origin)}
     save_checkpoint(run_dir, 0, {"model": dict(params)}, state, files)
 

@@ -6,7 +6,8 @@ first, and gradients lie likewise: so the optimizer, the gradient's norm and the
 call each over one array, and a name is only a view of a part of it.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -162,8 +163,13 @@ def bias_of(name):
 
 def count_parameters(config):
     """The number of parameters, a tied table counted once."""
-    decayed, free = parameter_shapes(config)
-    return sum(int(np.prod(shape)) for shape in [*decayed.values(), *free.values()])
+
+    def count(n_layer):
+        decayed, free = parameter_shapes(replace(config, n_layer=n_layer))
+        return sum(map(math.prod, [*decayed.values(), *free.values()]))
+
+    one = count(1)
+    return one + (config.n_layer - 1) * (count(2) - one)  # all blocks are alike
 
 
 class Parameters(dict):

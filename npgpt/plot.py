@@ -36,21 +36,23 @@ def plot_run(run_dir):
         raise UserError(f"{run_dir / 'log.jsonl'} has no training step to draw")
     floor = next((r["floor"] for r in records if r.get("floor") is not None), None)
     title = next((r["title"] for r in records if "title" in r), run_dir.name)
+    title = title.encode("utf-8", "replace").decode()  # the bytes of a name may be no characters
+
+    shown = [y for _, y in train + valid] + ([] if floor is None else [floor])
+    bottom = max(0.9 * min(shown), 1e-3)  # a logarithm has no zero, and a model can learn by heart
+    top = 1.1 * max(*shown, bottom)
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(*zip(*train), color=TRAIN, linewidth=0.8, label="training batch")
+    axes.plot(*_above(bottom, train), color=TRAIN, linewidth=0.8, label="training batch")
     if valid:
         label = f"validation, {valid[-1][1]:.3f} at the end"
         dots = {"marker": "o", "markersize": 3, "clip_on": False}  # the last lies on the edge
-        axes.plot(*zip(*valid), color=VALID, linewidth=1.8, label=label, **dots)
+        axes.plot(*_above(bottom, valid), color=VALID, linewidth=1.8, label=label, **dots)
     if floor is not None:
         label = f"entropy of the source, {floor:.3f}"
         axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle="--", label=label)
-    shown = [y for _, y in train + valid] + ([] if floor is None else [floor])
-    bottom = max(0.9 * min(shown), 1e-3)  # a logarithm has no zero, and a model can learn by heart
-    top = 1.1 * max(*shown, bottom)
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
     ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10)
@@ -72,6 +74,12 @@ def plot_run(run_dir):
     except OSError as error:
         raise UserError(f"could not write {path} ({error.strerror}): make room there") from None
     return path
+
+
+def _above(bottom, points):
+    """The places of a curve, none of them below the picture."""
+    x, y = zip(*points)
+    return x, [max(value, bottom) for value in y]
 
 
 def _none():

@@ -8,8 +8,10 @@ runs/NAME/
   tokens/            the data as token ids, so that a resumed run needs no text: links, where
                      that is possible, to files that runs on the same text share
   checkpoints/       weights, optimizer and tokenizer; see checkpoint.py
+  .lock              held by the process that trains here
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from npgpt.checkpoint import list_checkpoints, newest_checkpoint
 from npgpt.errors import UserError
+from npgpt.locks import claimed
 
 RUNS = Path("runs")
 
@@ -58,6 +61,21 @@ def make_run_dir(name, preset):
                     f"can't make the folder {run_dir} ({error.strerror}): choose another --run"
                 ) from None
             number += 1
+
+
+def claim(run_dir):
+    """Keep a run's folder to this process: two that train there would spoil each other's work.
+
+    Args:    run_dir, which is there.
+    Returns: a file; the folder is free again when it is closed, or the process ends.
+    Raises:  UserError if another process trains there.
+    """
+    file = claimed(Path(run_dir) / ".lock")
+    if file is None:
+        raise UserError(
+            f"another process trains in {run_dir}: wait for its end, or choose another --run"
+        )
+    return file
 
 
 def run_path(name):
@@ -109,15 +127,18 @@ def load_run(run_dir, groups=None):
 
 
 def read_log(run_dir):
-    """The lines of log.jsonl as dicts; a last line torn by a crash is passed over."""
+    """The lines of log.jsonl as dicts, each with a step.
+
+    A line that is something else is passed over, as the last one may be, torn by a crash.
+    """
     try:
         lines = (Path(run_dir) / "log.jsonl").read_text("utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     records = []
     for line in lines:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records

@@ -11,6 +11,8 @@ from npgpt.finetune import DECIDED
 from npgpt.parameters import INITS, POSITIONS
 from npgpt.presets import DEFAULT_PRESET, PRESETS
 
+MOST_TOKENS = 1 << 30  # of a step: who asks for more has slipped, and would wait for ever
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,7 +29,7 @@ class Settings:
     dtype: str | None = option(
         None, "what is rounded: float32 nothing; bf16 the factors of matrix products, on a GPU all "
         "activations; fp16 the same to half precision, with a loss that is scaled to fit; tf32, on "
-        "a GPU, the factors less (default: bf16 on a GPU that has it)",
+        "a GPU, the factors less (default: bf16 on a GPU that has it, or else float32)",
         choices=("float32", "tf32", "bf16", "fp16"),
     )  # fmt: skip
     graph: bool = option(True, "on a GPU, record a step as a CUDA graph, and launch it as one")
@@ -51,7 +53,7 @@ class Settings:
         0.05, "share of --data that is kept for validation, though not more than 4 MB"
     )
     data_mb: int | None = option(None, "megabytes of text to read, at most (default: all of it)")
-    words: int = option(1_000_000, "length of the storybook")
+    words: int = option(1_000_000, "length of the storybook, in words")
 
     tokenizer: str = option("bpe", "bpe learns tokens, char takes characters", ("bpe", "char"))
     tokenizer_from: Path | None = option(
@@ -66,14 +68,14 @@ class Settings:
     block_size: int = option(176, "context: how many tokens the model looks back")
     n_layer: int = option(2, "blocks")
     n_head: int = option(4, "attention heads")
-    n_kv_head: int | None = option(None, "key/value heads (default: as many as n_head)")
+    n_kv_head: int | None = option(None, "key/value heads (default: as many as --n-head)")
     n_embd: int = option(128, "channels of the residual stream")
     n_hidden: int = option(256, "hidden channels of the MLP")
     tie: bool = option(False, "one table for the embedding and the output")
     norm: str = option("rmsnorm", "what each branch reads the stream through", tuple(NORMS))
     position: str = option(
-        "rope", "how a token knows its place: queries and keys are turned by it, or a vector is "
-        "learned for each", POSITIONS,
+        "rope", "how a token knows its place: queries and keys are turned by it, a vector is "
+        "learned for each, or it only sees what came before", POSITIONS,
     )  # fmt: skip
     mlp: str = option("swiglu", "the bend in the MLP; none leaves the MLP out", tuple(MLPS))
     bias: bool = option(False, "biases for the blocks' matrices, and for layernorm")
@@ -98,7 +100,7 @@ class Settings:
     restart_steps: int | None = option(
         None, "steps after which the learning rate starts again at --lr (default: it never does)"
     )
-    restart_growth: int = option(1, "by which each time until the next restart is longer")
+    restart_growth: int = option(1, "factor by which each time until the next restart is longer")
     label_smoothing: float = option(
         0.0, "share of each target that goes to all of the vocabulary alike"
     )
@@ -112,9 +114,9 @@ class Settings:
     eval_every: int = option(200, "steps between validations")
     eval_tokens: int = option(16_384, "tokens of a validation; the last one reads all")
     sample_every: int = option(400, "steps between samples, 0 for none")
-    sample_tokens: int = option(160, "length of a sample")
+    sample_tokens: int = option(160, "length of a sample, in tokens")
     save_every: int = option(200, "steps between checkpoints")
-    keep: int = option(2, "checkpoints kept")
+    keep: int = option(2, "newest checkpoints that are kept")
     keep_best: bool = option(
         False, "keep the checkpoint of the best validation too, in the run's folder best/"
     )
@@ -134,6 +136,13 @@ class Settings:
                 raise UserError(
                     f"{dashed(name)} is {getattr(self, name)}, but it must be {least} or more"
                 )
+        tokens = self.batch_size * self.accumulate * self.block_size
+        if tokens > MOST_TOKENS:
+            raise UserError(
+                f"--batch-size {self.batch_size}, --accumulate {self.accumulate} and --block-size "
+                f"{self.block_size} make a step of {tokens:,} tokens, and {MOST_TOKENS:,} are the "
+                "most: choose smaller ones"
+            )
         if not self.restart_growth >= 1:
             raise UserError(f"--restart-growth is {self.restart_growth}, but it must be 1 or more")
         for name in ("threads", "data_mb", "restart_steps", "patience"):

@@ -22,11 +22,13 @@ from npgpt.model import GPTConfig, Parameters, count_parameters, init_parameters
 from npgpt.optim import AdamW
 from npgpt.parallel import Workers, available_threads
 from npgpt.runlog import finite
-from npgpt.runs import RUNS, check_new_run, find_run, load_run, make_run_dir, run_path, typed
+from npgpt.runs import RUNS, check_new_run, claim, find_run, load_run, make_run_dir, run_path, typed
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import FREE_ON_RESUME, Settings, dashed
 from npgpt.tokenizer import load_tokenizer
+from npgpt.tokenizer.files import saved_tokenizer
 
+MOST_LAYERS, MOST_PARAMETERS = 1 << 16, 1 << 40  # beyond, a slip and not a wish
 MOST_VALIDATED = 64  # rows at a time, in float32: a training batch of bf16 may be twice too large
 
 
@@ -38,6 +40,7 @@ class Run:
     settings: Settings
     config: GPTConfig
     tokenizer: object
+    tokenizer_files: dict  # its files as a checkpoint holds them: name → bytes
     train: TokenFile
     valid: TokenFile
     bytes_per_token: float  # of the validation text
@@ -126,7 +129,7 @@ class Run:
 
     @property
     def is_stalled(self):
-        """Whether --patience is at its end: so many validations since the best one."""
+        """Whether --patience is at its end, of a run that was just validated."""
         patience = self.settings.patience
         since = (self.step - self.best_step) // self.settings.eval_every
         return patience is not None and since >= patience
@@ -166,9 +169,7 @@ class Run:
             "model": {name: to_host(w) for name, w in self.params.items()},
             "optimizer": {"m": to_host(self.optimizer.m), "v": to_host(self.optimizer.v)},
         }
-        folder = self.dir / "tokenizer"
-        files = {f"tokenizer/{f.name}": f.read_bytes() for f in sorted(folder.iterdir())}
-        save_checkpoint(run_dir, self.step, arrays, state, files, keep)
+        save_checkpoint(run_dir, self.step, arrays, state, self.tokenizer_files, keep)
 
     def title(self):
         c = self.config
@@ -186,39 +187,26 @@ def new_run(settings, xp):
     """
     s = replace(settings, threads=_threads(settings, xp))
     check_new_run(s.run)
-    _choose_dtype(s, xp)
-    if s.init_from is None:
-        _config(s, max(1, s.vocab_size))  # a wrong shape is refused before the long reading
-        data = prepare(s)
-        config = _config(s, data.tokenizer.vocab_size)
-        params = None
-    else:
-        s, config, params, tokenizer = _start(s)
-        data = prepare(s, tokenizer)
-    valid_tokens = data.valid.tokens
-    check_length(data.train.tokens, s.block_size, "training")
-    if len(valid_tokens) < 2:  # nothing comes before the first, so it can't be predicted
-        raise UserError(
-            f"the validation text has {len(valid_tokens)} tokens, and two are the least: "
-            "give more text, or a larger --valid-fraction"
-        )
+    choose_dtype(s, xp)
+    s, data, config, params = begin(s)
     # What the text and its nats are spread over: every token but the first.
+    valid_tokens = data.valid.tokens
     told = len(valid_tokens) - 1
     text_bytes = data.valid.facts["text_bytes"] - int(token_sizes(data.tokenizer)[valid_tokens[0]])
 
-    if params is None:
-        params = init_parameters(config, s.seed, init=s.init)
     params = Parameters(config, xp.asarray(params.flat))
     grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
     gpu, loss_scale = _gpu_steps(params, grads, optimizer, config, s, xp)
 
     run_dir = make_run_dir(s.run, s.preset)
+    claim(run_dir).close()  # before anything in it is changed; train.py claims it while it trains
     write_atomic(run_dir / "settings.json", json.dumps(_plain(s), indent=1).encode())
     data.tokenizer.save(run_dir / "tokenizer")
     (run_dir / "tokens").mkdir(exist_ok=True)
     (run_dir / "samples.txt").unlink(missing_ok=True)  # of an attempt that never saved
     return Run(
         dir=run_dir, settings=s, config=config, tokenizer=data.tokenizer,
+        tokenizer_files=saved_tokenizer(run_dir / "tokenizer"),
         train=link_tokens(data.train, run_dir / "tokens" / "train"),
         valid=link_tokens(data.valid, run_dir / "tokens" / "valid"),
         bytes_per_token=text_bytes / told,
@@ -227,6 +215,31 @@ def new_run(settings, xp):
         workers=_workers(params, config, s, xp), xp=xp,
         gpu=gpu, loss_scale=loss_scale,
     )  # fmt: skip
+
+
+def begin(s):
+    """The text of a run as tokens, and the model as it is before the first step.
+
+    Args:    s, settings, the preset applied.
+    Returns: settings, those that --init-from decides among them; data, a Prepared; config;
+             params on the host.
+    Raises:  UserError for data or settings that don't fit.
+    """
+    if s.init_from is None:
+        _config(s, max(1, s.vocab_size))  # a wrong shape is refused before the long reading
+        data = prepare(s)
+        config = _config(s, data.tokenizer.vocab_size)
+        params = None
+    else:
+        s, config, params, tokenizer = _start(s)
+        data = prepare(s, tokenizer)
+    check_length(data.train.tokens, s.block_size, "training")
+    if len(data.valid.tokens) < 2:  # nothing comes before the first, so it can't be predicted
+        raise UserError(
+            f"the validation text has {len(data.valid.tokens)} tokens, and two are the least: "
+            "give more text, or a larger --valid-fraction"
+        )
+    return s, data, config, params or init_parameters(config, s.seed, init=s.init)
 
 
 def unfinished_run(settings):
@@ -271,7 +284,7 @@ def resumed_run(settings, given, xp):
     changed = {name: getattr(settings, name) for name in given & FREE_ON_RESUME}
     s = replace(settings, **{**saved, **changed, "run": str(run_dir), "resume": True})
     s = replace(s, threads=_threads(s, xp))
-    _choose_dtype(s, xp)
+    choose_dtype(s, xp)
     if checkpoint.step >= s.steps:
         raise UserError(
             f"{run_dir} has finished its {checkpoint.step} steps: give more with --steps, "
@@ -279,7 +292,7 @@ def resumed_run(settings, given, xp):
         )
     config = replace(GPTConfig(**state["config"]), recompute=s.checkpoint_activations)
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer")
-    train, valid = (_run_tokens(run_dir, name, tokenizer) for name in ("train", "valid"))
+    train, valid = (run_tokens(run_dir, name, tokenizer) for name in ("train", "valid"))
     if [train.facts["sha256"], valid.facts["sha256"]] != state["data_sha256"]:
         raise UserError(f"{run_dir / 'tokens'} has changed since the checkpoint: start a new run")
 
@@ -300,7 +313,8 @@ def resumed_run(settings, given, xp):
     )
     best_loss, best_step = state.get("best", (None, checkpoint.step))
     return Run(
-        dir=run_dir, settings=s, config=config, tokenizer=tokenizer, train=train, valid=valid,
+        dir=run_dir, settings=s, config=config, tokenizer=tokenizer,
+        tokenizer_files=checkpoint.files, train=train, valid=valid,
         bytes_per_token=state["bytes_per_token"], floor=state["floor"],
         params=params, grads=grads, optimizer=optimizer,
         workers=_workers(params, config, s, xp), xp=xp,
@@ -331,11 +345,16 @@ def restored_parameters(checkpoint, xp=np):
     return Parameters(config, xp.asarray(params.flat))
 
 
-def _run_tokens(run_dir, name, tokenizer):
-    """The TokenFile of a run, in the form that it was given in."""
+def run_tokens(run_dir, name, tokenizer, advice="start a new run"):
+    """The TokenFile of a run, in the form that it was given in.
+
+    Args:    run_dir; name, "train" or "valid"; tokenizer; advice, if it can't be used.
+    Returns: TokenFile.
+    Raises:  UserError if it is not there, or damaged.
+    """
     paths = [run_dir / "tokens" / f"{name}{suffix}" for suffix in SUFFIXES]
     path = next((path for path in paths if path.is_symlink() or path.exists()), paths[0])
-    return open_tokens(path, tokenizer, "start a new run")
+    return open_tokens(path, tokenizer, advice)
 
 
 def _start(s):
@@ -356,13 +375,20 @@ def _start(s):
 
 def _config(s, num_tokens):
     padding = -num_tokens % s.pad_vocab_to
-    return GPTConfig(
+    config = GPTConfig(
         vocab_size=num_tokens + padding, padding=padding, block_size=s.block_size,
         n_layer=s.n_layer, n_head=s.n_head, n_kv_head=s.n_kv_head, n_embd=s.n_embd,
         n_hidden=s.n_hidden, tie=s.tie, norm=s.norm, position=s.position, mlp=s.mlp,
         bias=s.bias, qkv_bias=s.qkv_bias, head_bias=s.head_bias, dropout=s.dropout,
         attention_dropout=s.attention_dropout, recompute=s.checkpoint_activations,
     )  # fmt: skip
+    if config.n_layer > MOST_LAYERS or count_parameters(config) > MOST_PARAMETERS:
+        raise UserError(
+            f"{config.n_layer:,} layers and {count_parameters(config):,} parameters are more than "
+            "a computer holds: choose a smaller --n-layer, --n-embd, --n-hidden, --vocab-size "
+            "or --pad-vocab-to"
+        )
+    return config
 
 
 def _new_optimizer(params, s):
@@ -378,9 +404,10 @@ def _workers(params, config, s, xp):
     return Workers(params, s.threads, plan.rows_at_once(config) if xp is np else None)
 
 
-def _choose_dtype(s, xp):
+def choose_dtype(s, xp):
     """Let a processor's kernels round as the settings say; refuse what there are no kernels for.
 
+    Args:    s, settings; xp, numpy or cupy.
     Raises:  UserError for a dtype that only other kernels have.
     """
     if s.dtype in ("tf32", "bf16", "fp16") and not kernels_enabled("numpy" if xp is np else "cupy"):

@@ -69,6 +69,8 @@ def test_a_value_that_begins_with_a_dash():
         ("--xyzzy", "there is no option --xyzzy: --help lists all of them"),
         ("--step 5", "there is no option --step: did you mean --steps?"),  # no abbreviations
         ("hello", "'hello' belongs to no option: quote a text that has spaces in it"),
+        ("--tie=yes", "--tie/--no-tie takes no value: write it without one"),
+        ("--out=", "-o/--out: '' is not a path"),
         ("--prompt", "--prompt needs a value; one that begins with a dash, as --prompt=-VALUE"),
         ("-o", "--out needs a value; one that begins with a dash, as --out=-VALUE"),
     ],
@@ -151,3 +153,12 @@ def test_a_full_disk_is_one_sentence():
 def test_other_faults_of_the_system_keep_their_traceback():
     with pytest.raises(PermissionError):
         main_with_errors(_raise, PermissionError(13, "no"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_obstacle(closed):
+    program = PROGRAM.replace("100_000", "1") + "\n"
+    command = f'"$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable, program], cwd=ROOT)
+    assert done.returncode == 0

@@ -35,7 +35,7 @@ from file_server import (
 from npgpt.corpus import download, network
 from npgpt.corpus.download import RemoteFile, fetch, file_sha256, verify
 from npgpt.errors import UserError
-from npgpt.locks import locked
+from npgpt.locks import claimed, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = bytes(i * i % 251 for i in range(300_000))
@@ -501,6 +501,14 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 
         with locked(tmp_path / ".lock", on_wait):
             assert waits == [True]
+
+
+def test_a_folder_that_can_not_be_written_is_nobodys(tmp_path):
+    path = tmp_path / "not" / "there" / ".lock"
+    with locked(path):
+        pass
+    claimed(path).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_knows_no_locks_is_no_obstacle(server, tmp_path, monkeypatch):

@@ -36,6 +36,11 @@ def test_the_error_by_hand():
     assert Evaluation(2.0, 10, 20.0, 0.5).interval == pytest.approx((1.02, 2.98))
 
 
+def test_a_perplexity_beyond_all_numbers_is_a_number():
+    assert Evaluation(3.0, 10, 20.0).perplexity == pytest.approx(math.exp(3.0))
+    assert 1e300 < Evaluation(1e6, 10, 20.0).perplexity < math.inf
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
@@ -79,6 +84,7 @@ def test_another_text_is_read_with_the_runs_tokenizer(run, capsys, tmp_path):
     "argv, says",
     [
         (["nowhere"], "there is no checkpoint in"),
+        (["--data="], "--data is empty: give it a value, or leave it out"),
         (["--tokens", "1"], "--tokens is 1, but it must be 2 or more"),
         (["--data", "none.txt"], "none.txt"),
     ],

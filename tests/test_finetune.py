@@ -30,8 +30,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["rich llama", "gpt2"])
 def test_a_folder_from_elsewhere_learns(folder, capsys, name):
     folder_of(folder / "hf", CONFIGS[name])
-    line = ["--init-from", "hf", "--run", "it", "--dropout", "0.01", *QUICK]
-    status, out, err = call(capsys, *line)
+    how = "--dropout 0.01 --attention-dropout 0.02 --checkpoint-activations".split()
+    status, out, err = call(capsys, "--init-from", "hf", "--run", "it", *how, *QUICK)
     assert status == 0, err
     losses = [r["valid_loss"] for r in read_log("runs/it") if "valid_loss" in r]
     assert losses[-1] < losses[0] - 0.1
@@ -39,6 +39,7 @@ def test_a_folder_from_elsewhere_learns(folder, capsys, name):
     assert state["config"]["n_head"] == CONFIGS[name].n_head
     assert state["settings"]["n_head"] == CONFIGS[name].n_head
     assert state["config"]["dropout"] == state["settings"]["dropout"] == 0.01
+    assert state["config"]["attention_dropout"] == 0.02 and state["config"]["recompute"]
     assert state["config"]["block_size"] == 16  # all that the model has; the preset asks for more
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from gradcheck.numerical import COMPLEX_STEP, DIRECTION_BAR
 from lectures import common
+from npgpt.cli import parse
 from npgpt.errors import UserError
 from npgpt.layers import cross_entropy_backward, cross_entropy_forward
 
@@ -117,3 +118,9 @@ def test_what_is_wrong_with_a_text_is_one_sentence(tmp_path, text, says):
         path.write_text(text)
     with pytest.raises(UserError, match=says):
         common.read_text(path, 32)
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--steps=-1", "--seed=-1", "--letters=0"])
+def test_a_number_that_can_not_be_is_one_sentence(option):
+    with pytest.raises(UserError, match=r"but it must be [01] or more"):
+        parse(common.Settings, [option])

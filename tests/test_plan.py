@@ -5,7 +5,10 @@ import math
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +96,24 @@ def test_memory_grows_with_the_batch():
     assert training_bytes(TINY, 5, threads=2) == training_bytes(TINY, 6, threads=2)
 
 
+def test_memory_in_two_bytes_a_number():
+    """Half for the activations, and a second copy of the weights."""
+    P = count_parameters(TINY)
+    rows = training_bytes(TINY, 8) - 16 * P
+    assert training_bytes(TINY, 8, bf16=True) == 18 * P + rows / 2
+
+
+def test_dropped_attention_keeps_what_rope_turned():
+    """The queries and keys of each layer, which the layer that does both makes again."""
+
+    def rows(**settings):
+        return training_bytes(replace(TINY, **settings), 1)
+
+    turned = 4 * TINY.n_layer * TINY.block_size * (8 + 4)  # n_embd, and half of it in one kv head
+    assert rows(attention_dropout=0.1) == rows() + turned
+    assert rows(attention_dropout=0.1, position="none") == rows(position="none")
+
+
 def test_rows_of_a_large_model_go_in_parts_and_those_of_a_small_one_together():
     assert 2 <= rows_at_once(GPTConfig()) <= 8
     assert rows_at_once(TINY) > 1000
@@ -101,6 +122,18 @@ def test_rows_of_a_large_model_go_in_parts_and_those_of_a_small_one_together():
 
 def test_the_matrix_peak_is_a_rate():
     assert 1e7 < measure_matmul_peak(Workers({}, 1), size=64, repeats=2) < 1e15
+
+
+def test_the_matrix_peak_is_that_of_all_threads():
+    made = []
+
+    def map_slowly(function, items):
+        made.append([function(item).shape for item in items])
+        time.sleep(0.01)
+
+    workers = SimpleNamespace(threads=3, map=map_slowly)
+    assert measure_matmul_peak(workers, size=64, repeats=2) < 3 * 2 * 64**3 / 0.01
+    assert made == [[(64, 64)] * 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -205,6 +238,8 @@ def test_documents_that_fit_are_known_by_their_ends():
     tokens = np.array([0] + ([1, 1, 1, 0] * 10 + [2] * 20 + [0]) * 2)
     assert np.array_equal(document_starts(tokens, 0, 20)[:3], [0, 4, 8])
     assert len(document_starts(tokens, 0, 20)) == 22, "two of 22 are longer, not one in ten"
+    one_in_ten = np.array([0] + [1, 1, 1, 0] * 9 + [2] * 20 + [0])
+    assert len(document_starts(one_in_ten, 0, 4)) == 10
     assert document_starts(tokens, 0, 3) is None
     assert document_starts(tokens, None, 20) is None
     assert document_starts(np.array([0, 1, 2, 0]), 0, 20) is None, "a single document"
@@ -302,6 +337,7 @@ def test_a_log_forgets_what_will_be_logged_again(tmp_path):
         log.record(step=step, loss=float(step))
     log.close()
     with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('7\n[1]\n{"loss": 1}\n{"step": "x"}\n')  # somebody's slip
         file.write('{"step": 6, "lo')  # torn by a kill
     log = RunLog(tmp_path, 3, 10)
     log.record(step=3, valid_loss=float("nan"))
@@ -344,10 +380,12 @@ def losses(*values):
     [
         losses(3.0),
         losses(1e-9, 0.0),  # learned by heart
+        [*losses(0.0, 0.0), {"step": 2, "valid_loss": 0.0}],  # there was nothing to learn
+        [*losses(2.0), {"step": 0, "valid_loss": 1.0, "title": "half a character: \udcc3"}],
         [*losses(3.0, None), {"step": 1, "valid_loss": None}],  # exploded
         [*losses(3.0), {"step": 0, "valid_loss": 99.0, "floor": 0.2, "title": "a $x$ 日本 _"}],
     ],
-    ids=["one step", "zero", "not finite", "everything"],
+    ids=["one step", "zero", "zeros", "a name", "not finite", "everything"],
 )
 def test_a_curve_is_drawn(tmp_path, records):
     pytest.importorskip("matplotlib")

@@ -17,7 +17,7 @@ import train
 from npgpt import training
 from npgpt.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from npgpt.corpus.token_writer import TokenWriter
-from npgpt.runs import read_log
+from npgpt.runs import claim, read_log
 from npgpt.tokenizer import load_tokenizer
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
@@ -77,6 +77,20 @@ def stopped(runs, tmp_path, monkeypatch):
     return Path("runs/a")
 
 
+def test_two_do_not_train_in_one_folder(stopped, capsys, whole):
+    before = tree(stopped)
+    with claim(stopped):
+        for line in (["--resume"], ["--auto-resume", *RUN]):
+            status, _, err = call(capsys, *line)
+            assert status == 2 and err.startswith("error: another process trains in runs")
+        shutil.rmtree(stopped / "checkpoints")  # it has not saved yet
+        status, _, err = call(capsys, *RUN)
+        assert status == 2 and err.startswith("error: another process trains in runs")
+    assert tree(stopped) == {k: v for k, v in before.items() if "checkpoints" not in k}
+    assert call(capsys, *RUN)[0] == 0
+    assert fingerprint(stopped) == whole
+
+
 # Stopped politely.
 
 
@@ -96,6 +110,28 @@ def test_a_signal_saves_and_the_run_goes_on(capfd, tmp_path, monkeypatch, whole,
         assert call(capfd, *command.split())[0] == 0
     else:
         assert status == 0  # it was the last step
+    assert fingerprint("runs/a") == whole
+
+
+def test_killed_before_the_first_checkpoint(capsys, tmp_path, monkeypatch, whole):
+    """The same command begins anew, whatever a save left behind that was cut short."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a/tokenizer/folder").mkdir(parents=True)
+    Path("runs/a/tokenizer/.vocab.json.1.tmp").write_text("{")
+    assert call(capsys, *RUN)[0] == 0
+    assert fingerprint("runs/a") == whole
+    assert sorted(load_checkpoint(list_checkpoints("runs/a")[-1]).files) == [
+        f"tokenizer/{name}"
+        for name in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+    ]
+
+
+def test_the_tokenizer_in_the_folder_of_a_run_is_needed_once(capfd, tmp_path, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    stop_at(monkeypatch, 5)
+    assert call(capfd, *RUN)[0] == 130
+    shutil.rmtree("runs/a/tokenizer")
+    assert call(capfd, "--resume")[0] == 0
     assert fingerprint("runs/a") == whole
 
 
@@ -276,6 +312,15 @@ def test_the_rest_may_change(stopped, capsys, whole):
     assert sum(line.startswith("step 1") for line in out.splitlines()) == 2  # 11 and 12
     assert [c.name for c in list_checkpoints("runs/a")] == ["step-00000012"]
     assert fingerprint("runs/a") == whole
+
+
+def test_the_last_validation_is_shown_again(stopped, capsys):
+    """Until the next one, the lines of the steps show the loss of the one before the stop."""
+    shutil.rmtree(list_checkpoints(stopped)[-1])  # of step 10, when it validates
+    before = [r["valid_loss"] for r in read_log(stopped) if r["step"] == 5 and "valid_loss" in r]
+    status, out, _ = call(capsys, "--resume", "--log-every", "1")
+    line = next(line for line in out.splitlines() if line.startswith("step 09/12 "))
+    assert status == 0 and f" | val {before[0]:.3f} | " in line
 
 
 def test_the_threads_are_remembered(stopped, capsys, monkeypatch, whole):

@@ -80,6 +80,8 @@ def test_tables(tmp_path):
         tmp_path / "a.parquet", "story"
     )
     assert "holds no text, but int64" in refused(tmp_path / "a.parquet", "id")
+    write(tmp_path / "b.parquet", b"\xff", ".gz")  # of a folder, only tables that are not packed
+    assert read(tmp_path) == DOCUMENTS
 
 
 def test_damaged_tables(tmp_path):

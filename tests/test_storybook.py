@@ -8,6 +8,7 @@ the text.
 
 import hashlib
 import math
+import os
 import re
 import statistics
 import time
@@ -358,6 +359,20 @@ def test_any_text_at_all_is_judged(told):
     assert (prompted.stories, prompted.accepted, prompted.unfinished) == (1, 1, 1)
 
 
+def test_the_checker_reads_what_generate_writes(told):
+    """Each text behind its header is judged, the last one too, and one that was cut short."""
+    texts = [told[0].text, told[1].text, told[2].text[:60], told[3].text]
+    headed = (f"----- sample {i} of 4 -----\n{text}\n" for i, text in enumerate(texts, 1))
+    report = sb.check("".join(headed))
+    assert (report.stories, report.accepted, report.unfinished) == (4, 3, 0)
+    assert report.faults["ending"] == 1
+
+
+def test_of_too_many_hands_some_are_followed():
+    hands = [{"name": number} for number in range(100)]
+    assert checker._join([{}], hands, limit=64) == hands[:64]
+
+
 def test_the_checker_is_fast_on_broken_stories(told):
     broken = [story.text.replace(" the ", " a ", 2) for story in told[:200]]
     start = time.perf_counter()
@@ -390,9 +405,18 @@ def test_the_command_line(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_sentence(argv, capsys):
-    assert sb.main(argv) == 1
+    assert sb.main(argv) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and shown.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no pipes with a name")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sb.write(tmp_path / "pipe", "a story")
+    assert os.read(reader, 99) == b"a story"
+    os.close(reader)
 
 
 def test_seeds_are_not_negative():

@@ -128,6 +128,7 @@ def test_an_id_beyond_the_vocabulary_is_found_wherever_it_is(path, monkeypatch):
         ("flipped", "(it has changed since it was saved: its sha256 is another)"),
         ("turned round", "(it has changed since it was saved: its sha256 is another)"),
         ("facts cut", "json is damaged)"),
+        ("facts without an end", "json is damaged)"),
         ("facts of a list", "is not of format 1, which this npgpt reads)"),
         ("facts without count", "json is damaged)"),
         ("newer facts", "is not of format 1, which this npgpt reads)"),
@@ -147,6 +148,7 @@ def test_damage_is_a_sentence(path, change, sentence):
     }
     facts_damaged = {
         "facts cut": json.dumps(facts)[:50],
+        "facts without an end": "[" * 100_000,
         "facts of a list": "[1]",
         "facts without count": json.dumps({k: v for k, v in facts.items() if k != "count"}),
         "newer facts": json.dumps({**facts, "format": 2}),
@@ -245,12 +247,16 @@ def test_what_came_after_the_last_note_is_cut_off(path):
     assert np.array_equal(open_tokens(path, TOK, ADVICE).tokens, IDS)
 
 
-@pytest.mark.parametrize("change", ["note", "part", "lost", "flipped", "identity", "vocabulary"])
+@pytest.mark.parametrize(
+    "change", ["note", "nest", "part", "lost", "flipped", "identity", "vocabulary"]
+)
 def test_what_does_not_fit_is_begun_anew(path, change):
     begin(path, 3)
     part, note = Path(f"{path}.part"), Path(f"{path}.part.json")
     if change == "note":
         note.write_bytes(note.read_bytes()[:20])
+    elif change == "nest":
+        note.write_text("[" * 100_000)
     elif change == "part":
         part.unlink()
     elif change == "lost":  # a power cut: the note reached the disk, its bytes did not

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -59,6 +60,8 @@ def test_the_tiny_preset_as_a_program(tmp_path):
     assert [r["step"] for r in valid] == [0, 20, 40, 60]
     assert abs(valid[0]["valid_loss"] - np.log(400) - 0.5) < 0.1  # it begins with a guess
     assert valid[-1]["valid_loss"] > valid[-1]["floor"] > 0
+    title = "tiny-001: 33.4k parameters, 2 layers, 32 channels, context 32"
+    assert {r["title"] for r in valid} == {title}
     assert "--- step 60\n" in (run / "samples.txt").read_text("utf-8")
     assert json.loads((run / "settings.json").read_text())["words"] == 8000
 
@@ -287,6 +290,7 @@ def refused(capsys, *argv):
         ("--data=", "--data is empty: give it a value"),
         ("--data short.txt --tokenizer char", "training text has 10 tokens, but one context"),
         ("--data book.txt --valid one.txt --tokenizer char", "validation text has 1 tokens, and"),
+        ("--data one.txt --tokenizer char", "one.txt leaves 0 bytes to train on: give a longer"),
         ("--data short.txt", "vocab_size 280 is larger than this text supports"),
         ("--valid short.txt", "--valid is for a text of yours"),
         ("--vocab-size 0", "vocab_size 0 is too small"),
@@ -314,6 +318,10 @@ def refused(capsys, *argv):
         ("--blocksize 3", "there is no option --blocksize: did you mean --block-size?"),
         ("--steps", "--steps needs a value"),
         ("--n-embd 18 --n-head 4", "n_embd 18 does not split into n_head 4 heads"),
+        ("--n-layer 99999999999999999999", "layers and "),
+        ("--n-hidden 99999999999999999999", "parameters are more than a computer holds"),
+        ("--pad-vocab-to 99999999999999999999", "or --pad-vocab-to"),
+        ("--accumulate 999999999", "make a step of 63,999,999,936 tokens, and 1,073,741,824 are"),
         ("--n-head 0", "n_head is 0, but it must be at least 1"),
         ("--n-head 4 --n-kv-head 3", "n_kv_head 3 must divide n_head 4"),
         ("--preset tinystories-40m", "the preset tinystories-40m needs a text: give it one with"),
@@ -440,6 +448,25 @@ def test_training_ends_when_nothing_gets_better(fast, capsys, monkeypatch):
     assert best.name == "step-00000004" and load_checkpoint(best).state["valid_loss"] == 2.0
     status, out, _ = call(capsys, "--resume", "--run", "a", "--patience", "3")
     assert status == 0 and "finished 10 steps" in out
+
+
+def test_an_interrupted_run_is_not_taken_for_one_that_ended(fast, capfd, monkeypatch):
+    """Whether the step after which it was stopped is the end, only a validation there can tell."""
+    patience = [*SMALL, "--eval-every", "2", "--patience", "1"]
+    rising_after(monkeypatch, best=9)
+    settle = train.Ledger.settle
+
+    def stop_at_4(ledger, lr=None):
+        if lr is not None and ledger.run.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        settle(ledger, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Ledger, "settle", stop_at_4)
+        status, out, _ = call(capfd, *patience, "--run", "a")
+    assert status == 130 and "stopped and saved at step 4 of 12" in out
+    assert call(capfd, "--resume", "--run", "a")[0] == 0
+    assert [c.name for c in list_checkpoints("runs/a")][-1] == "step-00000012"
 
 
 def test_without_patience_it_goes_on_and_keeps_no_best(fast, capsys, monkeypatch):

@@ -47,6 +47,7 @@ from npgpt.locks import locked
 from npgpt.tokenizer import load_tokenizer
 
 VALID_NAMES = ("valid", "val", "validation")
+LEAST_TEXT = 5  # bytes to train on: one character at least, however it is cut
 NOTES = "prepared.json"  # in a folder of tokens: what was found out about the text
 CODE = ("sources.py", "parquet.py", "tokenizing.py")  # decides the tokens, beside ../tokenizer/
 
@@ -162,7 +163,8 @@ def _load_tokenizer(folder):
 
 def _open_text(s):
     """The Text that --data and --valid name."""
-    print(f"reading the {'' if s.data in recipes() else 'text '}{s.data} ...", flush=True)
+    article = "the " if s.data == "storybook" else "" if s.data in recipes() else "the text "
+    print(f"reading {article}{s.data} ...", flush=True)
     if s.data == "storybook":
         return _storybook(s)
     if s.data in recipes():
@@ -220,6 +222,10 @@ def _make(folder, s, text, given):
         if text.valid is None:
             whole = Part(text.train, most=most)
             split = find_split(watched(whole, "measuring"), s.valid_fraction)
+            if split[2][0] < LEAST_TEXT:
+                raise UserError(
+                    f"{text.train.name} leaves {split[2][0]} bytes to train on: give a longer text"
+                )
         train, valid = _parts(text, most, split)
         if given is not None:
             tokenizer = given

@@ -168,7 +168,8 @@ def read_errors(path):
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged or cut off ({error}): get it anew") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        where = error.filename or path  # in a folder, that which refused
+        raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
 
 
 # What the kinds of files hold.

@@ -41,11 +41,11 @@ from npgpt.checkpoint import replacing, write_atomic
 from npgpt.errors import UserError
 from npgpt.model import GPTConfig, Parameters, count_parameters
 from npgpt.tokenizer.base import END_OF_TEXT, Tokenizer
+from npgpt.tokenizer.files import LLAMA2C as TOKENIZER
 from npgpt.tokenizer.files import save_settings
 
 BOS = 1  # begins each text, and so ends the one before it
 HEADER = struct.Struct("<7i")
-TOKENIZER = "tokenizer.bin"
 MAGIC = 0x616B3432  # "ak42": the first number of the later versions of this format
 
 
@@ -205,7 +205,8 @@ def save_llama2c(path, config, params):
     if fixed != ("rmsnorm", "rope", "swiglu", False, 1e-5, 10_000.0, None):
         raise UserError(
             "llama2.c knows one model: rmsnorm with norm_eps 1e-5, rope with rope_theta 10000, "
-            "swiglu, no biases; this one differs, so export it with --format hf or npz"
+            "swiglu, no biases; this one differs, so export it with --format npz, or with "
+            "--format hf, which knows more models"
         )
     blocks = [params.block(i) for i in range(L)]
     split = [c.n_head * D, (c.n_head + c.n_kv_head) * D]

@@ -168,7 +168,7 @@ def check_text(text):
     except UnicodeEncodeError as error:
         raise UserError(
             f"the text has half a surrogate pair, U+{ord(text[error.start]):04X}, at position "
-            f"{error.start}, which is no character: read its file with errors='replace'"
+            f"{error.start}, which is no character: it came from bytes that are not UTF-8"
         ) from None
 
 
@@ -203,7 +203,7 @@ def check_vocab_size(vocab_size, least, found=None):
     if found is not None and found < vocab_size - least:
         raise UserError(
             f"vocab_size {vocab_size} is larger than this text supports: after {found:,} merges "
-            f"every word is one token, so ask for at most {least + found:,}"
+            f"every word is one token, so give --vocab-size {least + found}, or less"
         )
 
 

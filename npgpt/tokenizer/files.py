@@ -33,6 +33,8 @@ from .base import END_OF_TEXT
 SETTINGS = "tokenizer_config.json"
 CHARACTERS = "chars.json"
 VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+TOKENIZER_JSON = "tokenizer.json"  # of hugging_face.py
+LLAMA2C = "tokenizer.bin"  # of interchange/llama2c.py
 HEADER = "#version: 0.2"
 FOR_TRANSFORMERS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -207,6 +209,19 @@ def load_characters(folder, settings):
             f"{len(characters)} characters of {CHARACTERS}: save the tokenizer again"
         )
     return characters, sorted(ids, key=ids.get)
+
+
+def saved_tokenizer(folder):
+    """What tok.save wrote into a folder, as a checkpoint keeps it.
+
+    Whatever else lies there is left out: the temporary file of a save that was killed, say.
+
+    Args:    folder, named "tokenizer".
+    Returns: a dict from "tokenizer/" and a file's name to its bytes.
+    """
+    names = (SETTINGS, CHARACTERS, *VOCABULARIES[0], TOKENIZER_JSON, LLAMA2C)
+    paths = (Path(folder) / name for name in names)
+    return {f"tokenizer/{path.name}": path.read_bytes() for path in paths if path.is_file()}
 
 
 def save_settings(tok, folder, others):

@@ -36,6 +36,7 @@ from itertools import product
 from ..errors import UserError
 from .files import (
     BYTE_OF,
+    TOKENIZER_JSON,
     check_vocab,
     follow_merges,
     in_order,
@@ -46,8 +47,6 @@ from .files import (
     write_json,
     written,
 )
-
-TOKENIZER_JSON = "tokenizer.json"
 
 # What each part may say: its keys, and the values that are understood. ANY cannot change an id.
 ANY = ()
