@@ -43,9 +43,9 @@ def test_marks_come_back(tmp_path):
     tok.end_name, tok.begin_name, tok.always_allowed = "<|im_end|>", "<s>", frozenset(["<b>"])
     path = gguf_of(tmp_path / "m.gguf", CONFIGS["llama"], tok)
     read = load_gguf(path)[2]
-    assert (read.end_name, read.begin_name, read.always_allowed) == ("<|im_end|>", None, {"<b>"})
-    altered(path, lambda e, t: e.update({"tokenizer.ggml.add_bos_token": True}))
-    assert load_gguf(path)[2].begin_name == "<s>"
+    assert (read.end_name, read.begin_name, read.always_allowed) == ("<|im_end|>", "<s>", {"<b>"})
+    altered(path, lambda e, t: e.update({"tokenizer.ggml.add_bos_token": False}))
+    assert load_gguf(path)[2].begin_name is None
 
 
 def test_a_stretching_that_gguf_has_no_word_for(tmp_path):

@@ -234,6 +234,8 @@ def test_marks_from_elsewhere(tmp_path):
     edited(folder, "tokenizer_config.json", add_bos_token=True)
     tok = read_model(folder)[2]
     assert (tok.end_name, tok.begin_name) == ("<|im_end|>", "<s>")
+    exported = folder_of(tmp_path / "exported", CONFIGS["llama"], tok)
+    assert read_model(exported)[2].begin_name == "<s>"
     tok.save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert (again.end_of_text, again.begin_of_text) == (tok.end_of_text, tok.begin_of_text)

@@ -14,7 +14,7 @@ from npgpt.errors import UserError
 from npgpt.interchange.architectures import architecture_of, fill, parts_of
 from npgpt.interchange.facts import Facts
 from npgpt.interchange.gguf import read_gguf, write_gguf
-from npgpt.interchange.hugging_face import check_vocabulary
+from npgpt.interchange.hugging_face import begins_with_a_mark, check_vocabulary
 from npgpt.layers.rope import stretch_waves
 from npgpt.model import GPTConfig
 from npgpt.tokenizer import bpe_class
@@ -225,7 +225,8 @@ def tokenizer_entries(tok, pre):
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": names_of(tok), "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": [f"{written(a)} {written(b)}" for a, b in tok.merges],
-        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": begins_with_a_mark(tok),
+        "tokenizer.ggml.add_space_prefix": False,
     }  # fmt: skip
     if tok.end_of_text is not None:
         begin = tok.end_of_text if tok.begin_of_text is None else tok.begin_of_text

@@ -62,6 +62,11 @@ def _tokenizer(folder, facts):
     return check_vocabulary(tok, facts.whole("vocab_size"), folder)
 
 
+def begins_with_a_mark(tok):
+    """Whether a text begins with another special token than the one that ends it."""
+    return tok.begin_of_text not in (None, tok.end_of_text)
+
+
 def check_vocabulary(tok, rows, where):
     """The tokenizer, if the model knows all its tokens: a table may have rows to spare, no less.
 
@@ -194,7 +199,7 @@ def save_folder(folder, config, params, tok, dtype="float32"):
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": config.block_size, "add_bos_token": False, **others,
+        "model_max_length": config.block_size, "add_bos_token": begins_with_a_mark(tok), **others,
     }  # fmt: skip
     write_json(folder, "tokenizer_config.json", settings, indent=2)
 
