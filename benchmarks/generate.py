@@ -187,21 +187,20 @@ class Product:
 
     def __init__(self, team, rows):
         self.team, self.rows = team, rows
-        self.scale, self.bias = np.ones((2, len(rows)), np.float32)
+        self.scale = np.ones(len(rows), np.float32)
         self.vector, self.step = np.ones((1, rows.shape[1]), np.float32), np.ones(1, np.float32)
         self.y = np.zeros((1, len(rows)), np.float32)
 
     def __call__(self):
         self.team.run(
-            self.team.most, multiply_some, self.rows, self.scale, self.bias, self.vector,
-            self.step, self.y,
-        )  # fmt: skip
+            self.team.most, multiply_some, self.rows, self.scale, self.vector, self.step, self.y
+        )
 
 
 @kernel
-def multiply_some(thread, threads, meeting, rows, scale, bias, vector, step, y):
+def multiply_some(thread, threads, meeting, rows, scale, vector, step, y):
     first, last = share(len(rows), thread, threads)
-    multiply(rows, scale, bias, vector, step, np.zeros_like(step), y, first, last)
+    multiply(rows, scale, vector, step, np.zeros_like(step), y, first, last)
 
 
 @kernel(fastmath=REORDER)

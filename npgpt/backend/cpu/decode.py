@@ -108,28 +108,30 @@ def decode(
         meet(threads, meeting)
         prepare(work.a, codes, unit, offset)
         w = weights.wo
-        multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.dx, first, last)
+        multiply(w.packed[i], w.scale[i], codes, unit, offset, work.dx, first, last)
+        shift(work.dx, w.bias[i], first, last)
         add_rows(work.x, work.dx, first, last)
         meet(threads, meeting)
         if parts.bend != NO_MLP:
             norm(work.x, weights.mlp_norm, i, parts, normed)
             prepare(normed, codes, unit, offset)
             w, begin, end = weights.w_up, width * first_hidden, width * last_hidden
-            multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.up, begin, end)
+            multiply(w.packed[i], w.scale[i], codes, unit, offset, work.up, begin, end)
+            shift(work.up, w.bias[i], begin, end)
             bend(parts.bend, work.up, work.h, first_hidden, last_hidden)
             meet(threads, meeting)
             prepare(work.h, hidden_codes, unit, offset)
             w = weights.w_down
-            multiply(
-                w.packed[i], w.scale[i], w.bias[i], hidden_codes, unit, offset, work.dx, first, last
-            )
+            multiply(w.packed[i], w.scale[i], hidden_codes, unit, offset, work.dx, first, last)
+            shift(work.dx, w.bias[i], first, last)
             add_rows(work.x, work.dx, first, last)
             meet(threads, meeting)
     codes, normed = codes[unscored:], normed[unscored:]
     norm(work.x[unscored:], weights.norm, FIRST, parts, normed)
     prepare(normed, codes, unit, offset)
     w, (begin, end) = weights.lm_head, share(logits.shape[1], thread, threads)
-    multiply(w.packed[0], w.scale[0], w.bias[0], codes, unit, offset, logits, begin, end)
+    multiply(w.packed[0], w.scale[0], codes, unit, offset, logits, begin, end)
+    shift(logits, w.bias[0], begin, end)
 
 
 @kernel(fastmath=REORDER)
@@ -164,6 +166,14 @@ def add(into, row):
 
 
 @kernel
+def shift(y, bias, first, last):
+    """y += bias, for some columns; a matrix that has none has no entries for it."""
+    if len(bias):
+        for n in range(len(y)):
+            add(y[n, first:last], bias[first:last])
+
+
+@kernel
 def add_rows(x, dx, first, last):
     """x += dx, for some channels."""
     for n in range(len(x)):
@@ -178,7 +188,8 @@ def project_qkv(thread, threads, i, weights, work, texts, places, keys, values):
     first, last = share(H + 2 * G, thread, threads)
     codes, unit, offset = work.codes[thread], work.unit[thread], work.offset[thread]
     w = weights.wqkv
-    multiply(w.packed[i], w.scale[i], w.bias[i], codes, unit, offset, work.qkv, first * D, last * D)
+    multiply(w.packed[i], w.scale[i], codes, unit, offset, work.qkv, first * D, last * D)
+    shift(work.qkv, w.bias[i], first * D, last * D)
     for n in range(len(places)):
         b, t = texts[n], places[n]
         for h in range(first, last):

@@ -282,12 +282,11 @@ _tile, _tile_of_one_vector, _tile_of_one = (
 
 
 @kernel
-def multiply(rows, scale, bias, vectors, unit, offset, y, first, last):
-    """y[:, first:last] = x @ wᵀ + bias for some rows of w, each of which is read once for all x.
+def multiply(rows, scale, vectors, unit, offset, y, first, last):
+    """y[:, first:last] = x @ wᵀ for some rows of w, each of which is read once for all x.
 
-    Args:    rows (N, K), scale (N,), packed weights; bias (N,), 0 for none; vectors (B, K),
-             unit (B,), offset (B,), x as prepared for them; y (B, N) float32; first, last, which
-             rows.
+    Args:    rows (N, K), scale (N,), packed weights; vectors (B, K), unit (B,), offset (B,), x as
+             prepared for them; y (B, N) float32; first, last, which rows.
     """
     totals = np.empty((VECTORS, ROWS), offset.dtype)
     n = first
@@ -306,6 +305,6 @@ def multiply(rows, scale, bias, vectors, unit, offset, y, first, last):
             for j in range(num_vectors):
                 for i in range(num_rows):
                     total = np.float32(totals[j, i] - offset[b + j])
-                    y[b + j, n + i] = total * (scale[n + i] * unit[b + j]) + bias[n + i]
+                    y[b + j, n + i] = total * (scale[n + i] * unit[b + j])
             b += num_vectors
         n += num_rows

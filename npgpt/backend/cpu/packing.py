@@ -37,7 +37,7 @@ class Matrix(NamedTuple):
 
     packed: Any  # (L, N, K or more)
     scale: Any  # (L, N) float32
-    bias: Any  # (L, N) float32, 0 if there is none
+    bias: Any  # (L, N) float32; (L, 0) if there is none
 
 
 class Norm(NamedTuple):
@@ -72,14 +72,12 @@ def pack_weights(params, config, dtype):
 
     def matrix(layers, name, order=lambda rows: rows):
         packed, scale = zip(*(pack_rows(order(p[name].T), dtype) for p in layers))
-        biases = [order(bias(p, name)) for p in layers]
+        biases = [order(p[bias_of(name)]) if bias_of(name) in p else _none(0) for p in layers]
         return Matrix(_stack(packed), _stack(scale), _stack(biases))
 
     def norm(layers, name):
-        return Norm(_stack([p[name] for p in layers]), _stack([bias(p, name) for p in layers]))
-
-    def bias(p, name):
-        return p.get(bias_of(name), np.zeros(p[name].shape[-1], np.float32))
+        biases = [p.get(bias_of(name), np.zeros(C, np.float32)) for p in layers]
+        return Norm(_stack([p[name] for p in layers]), _stack(biases))
 
     if config.mlp == "none":
         w_up = w_down = matrix([{"w": _none(C, 0)}], "w")
