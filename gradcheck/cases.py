@@ -421,3 +421,14 @@ def cases_of(layer):
     if layer not in LAYERS:
         raise ValueError(f"there is no layer {layer!r}: choose one of {', '.join(LAYERS)}")
     return tuple(case for case in CASES if case.layer == layer)
+
+
+def one_more(layer, name, make, like=""):
+    """A row that is not in the table, with the functions of one that is: for kernels, say.
+
+    Args:    layer, name and make, as of a Case; like, how the name of a row begins that has the
+             functions, where a layer has several.
+    Returns: a Case.
+    """
+    first = next(case for case in cases_of(layer) if case.name.startswith(like))
+    return first.replace(name=name, note="", make=make)

@@ -22,7 +22,7 @@ import numpy as np
 
 import npgpt.layers
 from gradcheck.cases import CASES
-from gradcheck.numerical import COMPLEX_BAR, check, flatten, relative_error
+from gradcheck.numerical import COMPLEX_BAR, DIRECTION_BAR, check, flatten, relative_error
 from gradcheck.properties import OF_EVERY_ROW
 from gradcheck.terminal import BOLD, GREEN, RED, number, paint, verdict
 from npgpt.errors import UserError
@@ -173,7 +173,7 @@ def judge(row, mine):
                 errors = number(line.central), number(line.complex)
                 lines.append((f"d{line.argument}", str(line.shape), *errors, line.ok))
             along = number(report.direction)
-            whole = report.direction <= COMPLEX_BAR
+            whole = report.direction <= DIRECTION_BAR
             lines.append(("together", "", " " * 10, along, whole))
             reasons += [reason for prop in OF_EVERY_ROW.values() if (reason := prop(case))]
     except NotImplementedError:

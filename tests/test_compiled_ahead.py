@@ -10,7 +10,7 @@ pytest.importorskip("numba", reason="without Numba there are no kernels to compi
 
 from npgpt.backend.cpu import ahead
 
-# Prints the names of the functions that a step of training still has to compile.
+# Prints the names of the functions that a step and a validation still have to compile.
 STEP = """
 from numba.core import event
 class Names(event.Listener):
@@ -18,6 +18,7 @@ class Names(event.Listener):
     def on_end(self, event): pass
 event.register("numba:compile", Names())
 import numpy as np
+from npgpt.evaluate import evaluate
 from npgpt.model import GPTConfig, init_parameters
 from npgpt.optim import AdamW, clip_gradient
 from npgpt.parallel import Workers
@@ -30,6 +31,7 @@ ids = np.arange(160).reshape(4, 40) % 90
 workers.loss_and_gradients(params, grads, ids, ids, config)
 clip_gradient(grads.flat, 1e-3, workers.map)
 optimizer.update(params.flat, grads.flat, 1e-3, workers.map)
+evaluate(params, config, ids.ravel(), 4.0, batch_size=2)
 """
 
 

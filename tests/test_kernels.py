@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradcheck.cases import CASES, cases_of
+from gradcheck.cases import CASES
+from gradcheck.cases import one_more as row
 from gradcheck.inputs import (
     biased,
     channels,
@@ -77,17 +78,7 @@ LEAST_QUERIES, LEAST_ROWS = 4, 32  # of attention and linear: see their files
 FLOOR = 4 * 2.0**-24  # four roundings of a number near 1
 
 
-def row(layer, name, make, like=""):
-    """One more row for a layer of gradcheck's table, on inputs where a kernel has edges.
-
-    Args:    layer, name and make, as of a Case; like, how the name of a row begins that has the
-             functions, where a layer has several.
-    """
-    first = next(case for case in cases_of(layer) if case.name.startswith(like))
-    return first.replace(name=name, note="", make=make)
-
-
-MORE = (
+MORE = (  # on inputs where a kernel has edges
     *(row("rope_attention", f"T {T}, H {H}, G {G}, D {D}", turned_heads(2, T, H, G, D))
       for T, H, G, D in [(4, 2, 2, 2), (33, 4, 2, 6), (130, 3, 1, 64)]),
     *(row("attention", f"T {T}, D {D}", heads(2, T, 2, D))
@@ -379,17 +370,17 @@ def test_kernels_can_be_switched_off(who, text_only):
     assert who(x, x) == "kernel"
 
 
-def test_the_time_of_compiling_is_counted_once():
+def test_the_time_of_compiling_is_counted_once(monkeypatch):
     """A kernel compiles those that it calls: the seconds of the inner ones are the outer one's."""
     from npgpt.backend.cpu.compile import Announcer
 
-    announcer = Announcer()
+    announcer, clock = Announcer(), iter([3.0, 10.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     for call in (announcer.on_start, announcer.on_start, announcer.on_end):
         call(None)
-        time.sleep(0.01)
     assert announcer.seconds == 0.0
     announcer.on_end(None)
-    assert 0.03 <= announcer.seconds < 1.0
+    assert announcer.seconds == 7.0
 
 
 SAME_BITS = """

@@ -11,7 +11,8 @@ from fake_cublaslt import FakeClock, FakeDll
 from fake_device import DeviceArray
 
 from cuda_on_cpu.runner import CpuDevice
-from gradcheck.cases import CASES, cases_of
+from gradcheck.cases import CASES
+from gradcheck.cases import one_more as row
 from gradcheck.inputs import (
     biased,
     channels,
@@ -40,17 +41,7 @@ FLOOR = 4 * 2.0**-24  # four roundings of a number near 1 in float32
 ROUNDING = {BFLOAT16: 2.0**-8, FLOAT16: 2.0**-11}  # one rounding of a number near 1
 
 
-def row(layer, name, make, like=""):
-    """One more row for a layer of gradcheck's table, on inputs where a kernel has edges.
-
-    Args:    layer, name and make, as of a Case; like, how the name of a row begins that has the
-             functions, where a layer has several.
-    """
-    first = next(case for case in cases_of(layer) if case.name.startswith(like))
-    return first.replace(name=name, note="", make=make)
-
-
-MORE = (
+MORE = (  # on inputs where a kernel has edges
     row("attention", "more than a tile of queries and keys", heads(1, 70, 2, 6)),
     row("attention", "vectors, more than a tile", heads(1, 72, 2, 16)),
     row("attention", "T 40 of S 100, 6 heads share 3", heads(1, 40, 6, 16, G=3, S=100)),

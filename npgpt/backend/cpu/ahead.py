@@ -39,10 +39,11 @@ def compiled_ahead():
 
 
 def take_a_step():
-    """Call every kernel of a training step once, as training does."""
+    """Call every kernel of a training step and of a validation once, as training does."""
     import numpy as np
 
-    from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
+    from npgpt.layers import cross_entropy_forward
+    from npgpt.model import GPTConfig, forward, init_parameters, loss_and_gradients
     from npgpt.optim import AdamW, clip_gradient
 
     config = GPTConfig(
@@ -54,6 +55,7 @@ def take_a_step():
     loss_and_gradients(params, grads, ids, ids, config)
     clip_gradient(grads.flat, 1e-6)
     optimizer.update(params.flat, grads.flat, 1e-3)
+    cross_entropy_forward(forward(params, ids, config)[0], ids)
 
 
 if __name__ == "__main__":
