@@ -8,7 +8,9 @@ That takes a tenth of a microsecond.
 
 To look again and again is rude where others need the processor, and a disaster where the awaited
 thread has none to run on. So after SPINS looks a thread naps between two. (To yield instead is
-worse than to do nothing: beside a busy process, sched_yield gives away 4 ms at a time.)
+worse than to do nothing: beside a busy process, sched_yield gives away 4 ms at a time.) Only at
+the first meeting it looks longer: there it waits for threads that are still waking up. Who naps
+there is late for the second one, where the others then nap, and so on to the last.
 
 And no one may wait for a thread that will never come, because it failed, or because Ctrl-C met
 it on its way. Whoever leaves early calls the meeting off: then nobody waits for anybody, what
@@ -27,6 +29,7 @@ from npgpt.backend.cpu.compile import kernel
 
 TRIES, LONGEST_STAY = 3, 320  # rounds of work
 SPINS = 50_000  # looks, about 0.1 ms: more than threads with equal work come apart
+WAKING = 4 * SPINS  # looks at the first meeting
 # A meeting is an int64 array, of which two places are used, on cache lines of their own.
 MEETING_SIZE, ARRIVED, CALLED_OFF = 16, 0, 8
 
@@ -108,10 +111,10 @@ def meet(threads, meeting):
         return
     arrived = _add_one(meeting, ARRIVED)
     complete = (arrived // threads + 1) * threads
-    looks = 0
+    patience, looks = WAKING if complete == threads else SPINS, 0
     while _look(meeting, ARRIVED) < complete and _look(meeting, CALLED_OFF) == 0:
         looks += 1
-        if looks > SPINS:
+        if looks > patience:
             _nap(NAP)
 
 
