@@ -302,6 +302,43 @@ def test_all_who_record_in_a_thread_share_its_queue(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+NO_MEMORY = """
+import cupy
+from npgpt.backend.cuda.runtime import Runtime
+
+def fails(size):
+    error = cupy.cuda.runtime.CUDARuntimeError()
+    error.status = status
+    raise error
+
+class OutOfMemoryError(MemoryError): pass
+
+cupy.cuda.Memory, cupy.cuda.memory.OutOfMemoryError = fails, OutOfMemoryError
+runtime = Runtime()
+for status, recorded in ((2, False), (2, True), (700, True)):
+    runtime.memory.recorded = recorded
+    try:
+        runtime.pool.allocator(8)
+    except Exception as error:
+        print(type(error).__name__)
+for before in (False, True):
+    runtime.memory.recorded = before
+    try:
+        runtime.record(print)
+    except RuntimeError as error:
+        print(error, runtime.memory.recorded)
+"""
+
+
+def test_memory_that_a_graph_uses_is_not_given_back(tmp_path):
+    """CuPy's pool answers a CUDARuntimeError by giving memory back, and hands on what is none."""
+    done = program("-c", NO_MEMORY, cwd=tmp_path)
+    none = "this device that does not exist records no graphs"
+    assert done.stdout.splitlines() == [
+        "CUDARuntimeError", "OutOfMemoryError", "CUDARuntimeError", f"{none} False", f"{none} True"
+    ], done.stderr  # fmt: skip
+
+
 def test_an_unknown_part_is_refused(tmp_path):
     done = program("-m", "benchmarks.gpu", "--parts", "speed", cwd=tmp_path)
     assert done.returncode == 2 and "--parts has no 'speed': choose from parity, " in done.stderr

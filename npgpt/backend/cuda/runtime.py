@@ -9,6 +9,7 @@ once, and is run again with a single call.
 import contextlib
 import threading
 
+OUT_OF_MEMORY = 2  # CUDA's number for it, cudaErrorMemoryAllocation
 ours = threading.local()  # .streams: of this thread, by the number of a GPU
 
 
@@ -35,7 +36,8 @@ class Runtime:
         self.uploads = cupy.cuda.Stream(non_blocking=True)
         # A graph reads and writes the addresses that it was recorded with. This pool is asked by
         # nobody but the step, so that nobody else is ever given one of them.
-        self.pool = cupy.cuda.MemoryPool()
+        self.memory = StepMemory(cupy)
+        self.pool = cupy.cuda.MemoryPool(self.memory)
 
     def pinned(self, shape, dtype):
         """An array of the host that the GPU can read by itself, while the program goes on."""
@@ -60,6 +62,17 @@ class Runtime:
         Args:    function, of nothing, that only puts things into the stream.
         Returns: a function that does it, as often as it is called.
         """
+        others, self.memory.recorded = self.memory.recorded, True
+        try:
+            graph = self._capture(function)
+            graph.upload(self.stream)
+        except BaseException:
+            self.memory.recorded = others
+            raise
+        return lambda: graph.launch(self.stream)
+
+    def _capture(self, function):
+        """CuPy's graph of what a function puts into the stream."""
         self.stream.begin_capture()
         try:
             function()
@@ -67,9 +80,7 @@ class Runtime:
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self.stream.end_capture()
             raise
-        graph = self.stream.end_capture()
-        graph.upload(self.stream)
-        return lambda: graph.launch(self.stream)
+        return self.stream.end_capture()
 
     def wait(self):
         """Wait until all that is in the queue is done."""
@@ -80,3 +91,27 @@ class Runtime:
         held = self.pool.total_bytes() + self.cupy.get_default_memory_pool().total_bytes()
         free, _ = self.cupy.cuda.runtime.memGetInfo()
         return held, free + held
+
+
+class StepMemory:
+    """Where the step's pool gets its memory from: the device.
+
+    Where the device has none left, CuPy's pool gives back to it what lies idle, and asks again. But
+    a graph goes on to read and write there: so from the first one on, that is an error.
+
+    Attributes: recorded, whether there is a graph that uses memory of the pool.
+    """
+
+    def __init__(self, cupy):
+        self.cupy, self.recorded = cupy, False
+
+    def __call__(self, size):
+        cuda = self.cupy.cuda
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except cuda.runtime.CUDARuntimeError as error:
+            if not self.recorded or error.status != OUT_OF_MEMORY:
+                raise
+            free, total = cuda.runtime.memGetInfo()
+            # Of a kind that the pool does not answer, but hands on.
+            raise cuda.memory.OutOfMemoryError(size, total - free) from None

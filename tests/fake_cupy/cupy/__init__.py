@@ -141,6 +141,9 @@ class Event:
 class MemoryPool:
     malloc = None
 
+    def __init__(self, allocator=None):
+        self.allocator = allocator
+
     def total_bytes(self):
         return 1 << 20
 
@@ -175,6 +178,7 @@ cuda = SimpleNamespace(
     Stream=Stream,
     Event=Event,
     MemoryPool=MemoryPool,
+    MemoryPointer=None,
     using_allocator=using_allocator,
     get_current_stream=lambda: stream,
     get_elapsed_time=lambda first, last: 1e3 * (last.time - first.time),
