@@ -10,8 +10,8 @@ pytest.importorskip("numba", reason="without Numba there are no kernels to compi
 
 from npgpt.backend.cpu import ahead
 
-# Prints the names of the functions that a step and a validation still have to compile.
-STEP = """
+# Prints the names of the functions that steps and validations still have to compile.
+STEPS = """
 from numba.core import event
 class Names(event.Listener):
     def on_start(self, event): print(event.data["dispatcher"].py_func.__qualname__)
@@ -22,27 +22,27 @@ from npgpt.evaluate import evaluate
 from npgpt.model import GPTConfig, init_parameters
 from npgpt.optim import AdamW, clip_gradient
 from npgpt.parallel import Workers
-config = GPTConfig(vocab_size=90, block_size=40, n_layer=2, n_head=4, n_embd=64, n_hidden=96,
-                   n_kv_head={n_kv_head}, tie={tie})
-params = init_parameters(config, seed=1)
-grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
-workers = Workers(params, 2)
-ids = np.arange(160).reshape(4, 40) % 90
-workers.loss_and_gradients(params, grads, ids, ids, config)
-clip_gradient(grads.flat, 1e-3, workers.map)
-optimizer.update(params.flat, grads.flat, 1e-3, workers.map)
-evaluate(params, config, ids.ravel(), 4.0, batch_size=2)
+for tie, n_kv_head in ((False, 4), (True, 2)):
+    config = GPTConfig(vocab_size=90, block_size=40, n_layer=2, n_head=4, n_embd=64, n_hidden=96,
+                       n_kv_head=n_kv_head, tie=tie)
+    params = init_parameters(config, seed=1)
+    grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
+    workers = Workers(params, 2)
+    ids = np.arange(160).reshape(4, 40) % 90
+    workers.loss_and_gradients(params, grads, ids, ids, config)
+    clip_gradient(grads.flat, 1e-3, workers.map)
+    optimizer.update(params.flat, grads.flat, 1e-3, workers.map)
+    evaluate(params, config, ids.ravel(), 4.0, batch_size=2)
 """
 
 
-@pytest.mark.parametrize("tie, n_kv_head", [(False, 4), (True, 2)])
-def test_training_compiles_nothing_afterwards(tie, n_kv_head):
-    environment = {**os.environ, "NPGPT_KERNELS": "on"}
+def test_training_compiles_nothing_afterwards(tmp_path):
+    """In a cache of its own: in that of all tests, others have compiled everything by then."""
+    environment = {**os.environ, "NPGPT_KERNELS": "on", "NPGPT_CACHE": str(tmp_path)}
     subprocess.run([sys.executable, "-m", "npgpt.backend.cpu.ahead"], env=environment, check=True)
-    assert (ahead.cache_folder() / ahead.DONE).exists()
-    script = STEP.format(tie=tie, n_kv_head=n_kv_head)
+    assert len(list(tmp_path.rglob(ahead.DONE))) == 1
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
 
