@@ -73,11 +73,17 @@ class Case:
         Raises: ValueError if it doesn't return one gradient for each name in `gradients`.
         """
         grads = self.backward(dy, cache)
+        wanted = ", ".join(f"d{name}" for name in self.gradients)
+        if grads is None or isinstance(grads, list):
+            what = "nothing" if grads is None else "a list"
+            raise ValueError(
+                f"{self.layer}: backward returned {what}, but it has to end with return {wanted}"
+            )
         grads = grads if isinstance(grads, tuple) else (grads,)
         if len(grads) != len(self.gradients):
             raise ValueError(
-                f"{self.layer}: backward returned {len(grads)} gradients, "
-                f"but {len(self.gradients)} inputs have one: {', '.join(self.gradients)}"
+                f"{self.layer}: backward returned {len(grads)} gradient{'s' * (len(grads) != 1)}, "
+                f"but what is wanted is {wanted}"
             )
         return dict(zip(self.gradients, grads))
 

@@ -279,7 +279,7 @@ CASES = (
     _attention("large scores", "the softmax is nearly a maximum", heads(1, 4, 2, 4, scale=3.0)),
     _attention("D = 1", "one channel a head", heads(1, 3, 2, 1)),
     _attention("beyond exp", "scores around 800: the softmax does not care, exp does",
-               heads(1, 3, 1, 4, shift=40.0), reach=0.02),
+               heads(1, 3, 1, 4, shift=1600.0), reach=0.02),
     _attention("wider", "too many numbers to move one by one", heads(2, 24, 6, 16, G=2),
                entrywise=False),
 

@@ -16,6 +16,7 @@ import ast
 import importlib.util
 import inspect
 import re
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +96,9 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{path} does not run: {type(error).__name__}{where}: {error}") from None
+    except (Exception, SystemExit) as error:
+        why = what_went_wrong(error, {path.resolve()})
+        raise UserError(f"{path} does not run: {why}") from None
     theirs = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and n in NAMES}
     mine = {n: f for n, f in theirs.items() if f is not getattr(npgpt.layers, n)}
     if not mine:
@@ -108,11 +109,24 @@ def load(path):
     return mine
 
 
+def what_went_wrong(error, paths):
+    """An error in words: its kind, the last line in one of these files, and what it says."""
+    kind, said = type(error).__name__, str(error)
+    if isinstance(error, SyntaxError):
+        return f"{kind} in line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() in paths]
+    if lines:
+        return f"{kind} in line {lines[-1]}: {said}"
+    # What the witnesses raise of an answer is a sentence by itself.
+    return said if isinstance(error, ValueError) else f"{kind}: {said}"
+
+
 def mark(mine):
     """Let the witnesses judge functions in the lecture's places, and print what they say.
 
     Args:    mine, a dict from a lecture's name to the function that takes its place.
-    Returns: whether all is well.
+    Returns: whether all is well, and no backward is missing whose forward is there.
     """
     rows = []
     for case in CASES:
@@ -125,6 +139,10 @@ def mark(mine):
     print(paint(head, BOLD))
     passed, unwritten = 0, set()
     for row in rows:
+        if row.backward.__name__ not in mine:
+            # The lecture's own would be judged, and a misspelt name get full marks.
+            unwritten.add(f"{row.backward.__name__} is not there: is its name spelt so?")
+            continue
         try:
             lines, reasons = judge(row, mine)
         except NotImplementedError as error:
@@ -178,10 +196,9 @@ def judge(row, mine):
             reasons += [reason for prop in OF_EVERY_ROW.values() if (reason := prop(case))]
     except NotImplementedError:
         raise
-    except Exception as error:
-        # Shapes that don't fit are told in a sentence; whatever else is raised, by its name too.
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        reasons.append(f"{kind}{error}")
+    except (Exception, SystemExit) as error:
+        files = {Path(inspect.getfile(function)).resolve() for function in mine.values()}
+        reasons.append(what_went_wrong(error, files))
     return lines, reasons
 
 

@@ -85,9 +85,9 @@ def heads(B, T, H, D, G=None, S=None, scale=1.0, loud_future=False, shift=0.0):
         if loud_future:  # each key is the more wanted, the later it stands
             q, ramp = np.abs(q), np.arange(S or T)[:, None, None]
             k = np.abs(k) * ramp
-        if shift:  # all scores of a query rise by about shift² / √D
-            q[..., 0] += shift
-            k[..., 0] = shift
+        if shift:  # all scores of a query rise by about shift / √D, and no key is large
+            q[..., 0] += 0.5 * shift
+            k[..., 0] = 2.0
         return {"q": q, "k": k, "v": rng.standard_normal(k.shape)}
 
     return make

@@ -1,5 +1,7 @@
 """The exercises: no answer is given away, a right one passes, and a wrong one learns why."""
 
+import re
+
 import pytest
 
 from gradcheck import __main__ as command
@@ -27,6 +29,7 @@ def test_an_exercise_gives_no_answer_away(layer, tmp_path, capsys):
         assert part in text
     derivation = lecture.partition("\nBackward")[2].partition("\n")[2].partition("\nCached")[0]
     assert derivation.splitlines()[0] not in text
+    assert not re.search(r"(?m)^ +d(wpe|[a-z])[^a-z ]* += ", text)  # no line of it elsewhere
     assert "fused" not in text and "# forward:" not in text
     mine = load(tmp_path / f"my_{layer}.py")
     backwards = [name for name in mine if name.endswith("_backward")]
@@ -62,10 +65,43 @@ def test_a_gradient_of_another_shape_is_a_sentence(tmp_path, capsys):
     assert "but x has" in capsys.readouterr().out
 
 
-def test_what_an_answer_raises_is_told(tmp_path, capsys):
+def test_what_an_answer_raises_is_told_with_its_line(tmp_path, capsys):
     text = "def rope_backward(dy, cache):\n    return dy.nothing\n"
     assert not mark(load(file_with(tmp_path, text)))
-    assert "AttributeError: 'numpy.ndarray' object has no attribute" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "AttributeError in line 2: 'numpy.ndarray' object has no attribute" in out
+
+
+RETURNS = {
+    "return [dy, dy]": "backward returned a list, but it has to end with return dx, dw",
+    "dy, dy": "backward returned nothing, but it has to end with return dx, dw",
+    "return dy": "backward returned 1 gradient, but what is wanted is dx, dw",
+    "return dy, dy, dy": "backward returned 3 gradients, but what is wanted is dx, dw",
+    "raise SystemExit": "SystemExit in line 2",
+}
+
+
+@pytest.mark.parametrize("line", RETURNS)
+def test_what_is_returned_wrongly_is_told(line, tmp_path, capsys):
+    path = file_with(tmp_path, f"def rmsnorm_backward(dy, cache):\n    {line}\n")
+    assert command.main(["--mine", str(path)]) == 1
+    assert RETURNS[line] in capsys.readouterr().out
+
+
+def test_a_misspelt_backward_gets_no_marks(tmp_path, capsys):
+    text = file_of("rmsnorm").read_text("utf-8")
+    path = file_with(tmp_path, text.replace("def rmsnorm_backward", "def rmsnorm_backwards"))
+    assert command.main(["--mine", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "rmsnorm_backward is not there: is its name spelt so?" in out and "\n0 of 10 rows" in out
+
+
+def test_attention_may_be_derived_without_the_shorter_way(tmp_path):
+    text = file_of("attention").read_text("utf-8")
+    short = "_split_heads(np.sum(dy * y, axis=-1, keepdims=True), G)"
+    assert text.count(short) == 1
+    text = text.replace(short, "np.sum(probs * dprobs, axis=-1, keepdims=True)")
+    assert mark(load(file_with(tmp_path, text)))
 
 
 def test_who_writes_into_dy_is_seen(tmp_path, capsys):
@@ -94,7 +130,8 @@ def test_the_derivative_of_another_function_is_no_answer(tmp_path, capsys):
 FILES = {
     "no such file": None,
     "does not run: SyntaxError in line 1": "def rope_backward(",
-    "does not run: ZeroDivisionError": "1 / 0",
+    "does not run: ZeroDivisionError in line 1: division by zero": "1 / 0",
+    "does not run: SystemExit in line 2": "import sys\nsys.exit(0)",
     "has no function with the name of one in npgpt.layers": "def rope(x):\n    return x\n",
 }
 

@@ -218,5 +218,5 @@ def test_a_gradient_of_the_wrong_shape_is_named():
 
 def test_a_missing_gradient_is_named():
     case = cases_of("attention")[0]
-    with pytest.raises(ValueError, match="returned 2 gradients, but 3 inputs have one: q, k, v"):
+    with pytest.raises(ValueError, match="returned 2 gradients, but what is wanted is dq, dk, dv"):
         check(case.replace(backward=lambda dy, cache: (dy, dy)))

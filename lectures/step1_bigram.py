@@ -4,8 +4,9 @@ After a q comes a u; after a full stop, a space. A table has a row for each lett
 score for each letter that may follow. To predict is to look the row up. So the model is a
 single embedding, whose rows are as wide as the vocabulary: its output is the logits themselves.
 
-Trained, the row of a letter holds the logarithms of how often each other letter followed it:
-counting would have found the same. But counting can't be made deeper, and this can.
+Trained, the row of a letter holds the logarithms of how often each letter followed it, but for a
+number added to the whole row, which the softmax does not see: counting would have found the
+same. But counting can't be made deeper, and this can.
 """
 
 import sys

@@ -3,8 +3,9 @@
 The idea that is new: heads. One head has one set of weights at each place: to look for the last
 vowel and for the beginning of the word at once, it would have to mix both. So cut the C channels
 of q, k and v into H heads of D, and let each look for itself. The cut costs nothing: it is a
-`reshape`, and its backward is the `reshape` back. A last matrix, wo, lets the heads' answers be
-combined before they become logits.
+`reshape`, and its backward is the `reshape` back. A last matrix, wo, combines the heads' answers.
+(Two matrices with nothing between them are one, and the next could do its work. From step 5 on
+something stands between.)
 
 As all three of q, k and v are made of the same h, they are now one matrix of width 3 C: then
 their gradients add inside the product, and backward has one line for three.

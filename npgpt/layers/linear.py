@@ -10,7 +10,10 @@ Why
 Forward, for one row x of C channels and a matrix w of C rows and N columns
     yₙ = Σ_c x_c · w_cn                          that is, y = x @ w
 
-Backward: given dy = ∂L/∂y, find dx = ∂L/∂x and dw = ∂L/∂w
+    A layer may also move its output, by a number of its own for each channel:
+        y = x @ w + b
+
+Backward: given dy = ∂L/∂y, find dx = ∂L/∂x, dw = ∂L/∂w and db = ∂L/∂b
     The input. The channel x_c reaches the loss through every output yₙ, with
     ∂yₙ/∂x_c = w_cn. The chain rule adds up its paths:
         dx_c = Σₙ dyₙ · w_cn                     dx = dy @ wᵀ
@@ -23,11 +26,8 @@ Backward: given dy = ∂L/∂y, find dx = ∂L/∂x and dw = ∂L/∂w
     thing it is the gradient of, and only one arrangement of the two factors does:
         x (R, C)   w (C, N)   dy (R, N)   →   dy @ wᵀ (R, C)   xᵀ @ dy (C, N)
 
-The bias
-    A layer may also move its output, by a number of its own for each channel:
-        y = x @ w + b
-    Then dx and dw are as before, as b is in neither product. Each output contains b
-    once, and all rows share it, so their gradients add:
+    The bias. dx and dw are as before, as b is in neither product. Each output contains
+    b once, and all rows share it, so their gradients add:
         db = Σᵣ dyᵣ
     It is a weight like those of w, for an input that is always 1.
 

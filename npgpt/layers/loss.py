@@ -17,6 +17,13 @@ Forward, for one row z of V logits and the target token t
     Computed with m = max z taken off both, as log Σ exp(z − m) − (z_t − m): so nothing
     overflows, and a model that is nearly certain does not lose its small loss to rounding.
 
+Label smoothing
+    A target that has all the probability asks for a logit of infinity above the others, and
+    a model that is never content grows sure of itself. So let the target keep 1 − ε, and
+    give ε to the vocabulary, in equal parts: qᵥ = (1 − ε) [v = t] + ε / V. Then
+        loss = −Σᵥ qᵥ log pᵥ = lse − Σᵥ qᵥ zᵥ = (lse − z_t) + ε · (z_t − mean(z))
+    where p is the softmax. It is least where p = q, and there it is not 0.
+
 Backward: given dL, find dz = ∂L/∂z
     The term −z_t gives −1 at v = t and 0 elsewhere. The other term is
         ∂lse/∂zᵥ = exp(zᵥ) / Σᵤ exp(zᵤ) = pᵥ
@@ -26,17 +33,12 @@ Backward: given dL, find dz = ∂L/∂z
     products, cancel to "what the model said, less what was true". Each row adds up
     to 0, for the loss does not change when all logits of a row move together.
 
-    Forget the 1/N, and the gradient's direction is still right, and Adam, which
-    divides by the gradient's size, hides the fault: clipping and the decay's balance
-    are off, and nothing crashes. gradcheck has a mutant for it.
-
-Label smoothing
-    A target that has all the probability asks for a logit of infinity above the others, and
-    a model that is never content grows sure of itself. So let the target keep 1 − ε, and
-    give ε to the vocabulary, in equal parts: qᵥ = (1 − ε) [v = t] + ε / V. Then
-        loss = −Σᵥ qᵥ log pᵥ = lse − Σᵥ qᵥ zᵥ = (lse − z_t) + ε · (z_t − mean(z))
+    With label smoothing, qᵥ stands where [v = t] stood:
         dzᵥ = (pᵥ − qᵥ) · dL / N
-    as qᵥ stands where [v = t] stood. It is at its least not at 0, but where p = q.
+
+    Forget the 1/N, and the gradient's direction is still right, and Adam, which
+    divides by the gradient's size, hides the fault: every step is clipped, however
+    usual it was, and nothing crashes. gradcheck has a mutant for it.
 
 Cached
     logits and targets by reference, and lse: one number a row. The probabilities are
