@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from npgpt import plan
 from npgpt.backend import kernels_enabled, to_host
 from npgpt.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint, write_atomic
+from npgpt.cli import harmless
 from npgpt.corpus.prepare import prepare
 from npgpt.corpus.token_files import SUFFIXES, TokenFile, link_tokens, open_tokens, token_sizes
 from npgpt.data import ahead, check_length, get_batch
@@ -89,10 +91,12 @@ class Run:
 
     def validate(self, log, max_tokens=None):
         """Measure the loss over the validation text, or over its beginning, and log it."""
+        # Each of a processor's threads makes logits of its own: as many as in training, no more.
+        most = self.workers.most_rows or MOST_VALIDATED
+        rows = min(self.settings.batch_size, most, MOST_VALIDATED)
         result = evaluate(
-            self.params, self.config, self.valid_tokens, self.bytes_per_token,
-            batch_size=min(self.settings.batch_size, MOST_VALIDATED), max_tokens=max_tokens,
-            starts=self.valid_starts, xp=self.xp, map=self.workers.map,
+            self.params, self.config, self.valid_tokens, self.bytes_per_token, batch_size=rows,
+            max_tokens=max_tokens, starts=self.valid_starts, xp=self.xp, map=self.workers.map,
         )  # fmt: skip
         self.valid_loss = result.loss
         if max_tokens is not None and result.loss < self.best_loss:
@@ -121,7 +125,7 @@ class Run:
         )  # fmt: skip
         ids = [int(i[0]) for i in ids]
         text = self.tokenizer.decode([i for i in ids if i != end]).strip()
-        log.say(f"sample at step {self.step}:\n    {text}\n")
+        log.say(f"sample at step {self.step}:\n{textwrap.indent(harmless(text), ' ' * 4)}\n")
         path, head = self.dir / "samples.txt", f"--- step {self.step}\n"
         earlier = path.read_text("utf-8") if path.exists() else ""
         # What an attempt that was killed wrote from this step on is written once more.

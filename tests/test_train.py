@@ -14,7 +14,7 @@ import pytest
 from training_helpers import ROOT, SMALL, call, fingerprint, quick, start, tree, weights
 
 import train
-from npgpt import training
+from npgpt import evaluate, training
 from npgpt.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.cli import parse
 from npgpt.errors import UserError
@@ -446,6 +446,8 @@ def test_training_ends_when_nothing_gets_better(fast, capsys, monkeypatch):
     assert [c.name for c in list_checkpoints("runs/a")][-1] == "step-00000008"
     (best,) = list_checkpoints("runs/a/best")
     assert best.name == "step-00000004" and load_checkpoint(best).state["valid_loss"] == 2.0
+    evaluate.main(evaluate.Settings("a/best"))
+    assert "runs/a/best" in Path(capsys.readouterr().out.split(":")[0]).as_posix()
     status, out, _ = call(capsys, "--resume", "--run", "a", "--patience", "3")
     assert status == 0 and "finished 10 steps" in out
 
@@ -474,6 +476,16 @@ def test_without_patience_it_goes_on_and_keeps_no_best(fast, capsys, monkeypatch
     assert call(capsys, *SMALL, "--eval-every", "2", "--run", "a")[0] == 0
     assert [c.name for c in list_checkpoints("runs/a")][-1] == "step-00000012"
     assert not os.path.exists("runs/a/best")
+
+
+def test_a_validation_takes_no_more_rows_at_once_than_training(fast, capsys, monkeypatch):
+    seen, forward = [], evaluate.forward
+    monkeypatch.setattr(
+        evaluate, "forward", lambda p, ids, config: seen.append(len(ids)) or forward(p, ids, config)
+    )
+    monkeypatch.setattr(training.plan, "rows_at_once", lambda config: 2)
+    assert call(capsys, *SMALL)[0] == 0
+    assert max(seen) == 2  # of 4 in a batch
 
 
 def test_a_validation_that_is_no_number_can_be_saved(fast, capsys, monkeypatch):
