@@ -5,7 +5,6 @@ not taught to answer questions: begin a story, and it goes on with it.
 """
 
 import codecs
-import difflib
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npgpt.cli import main_with_errors, option, parse
+from npgpt.cli import harmless, main_with_errors, option, parse
 from npgpt.errors import UserError
 
 # NumPy and all that needs it is imported where it is used, so that --help answers at once.
@@ -141,7 +140,8 @@ def main(settings):
     if tokens:
         after = f", after {waited:.0f} s of compiling" if waited > 0.5 else ""
         rate = tokens / max(seconds, 1e-9)
-        say(f"{tokens:,} tokens in {seconds:.1f} s, {rate:,.0f} tokens/s{after}")
+        noun = "token" if tokens == 1 else "tokens"
+        say(f"{tokens:,} {noun} in {seconds:.1f} s, {rate:,.0f} tokens/s{after}")
 
 
 def write_samples(model, prompt, settings):
@@ -153,12 +153,13 @@ def write_samples(model, prompt, settings):
     """
     from npgpt.checkpoint import write_atomic
 
+    start = time.perf_counter()
     ids = prompt_ids(model, prompt)
-    n, parts, tokens, seconds = settings.num_samples, [], 0, 0.0
+    n, parts, tokens, seconds = settings.num_samples, [], 0, time.perf_counter() - start
 
     def emit(text):
         if settings.out is None:
-            print(text, end="", flush=True)
+            print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
         else:
             parts.append(text)
 
@@ -218,7 +219,7 @@ def converse(model, settings):
             ids, ended = prompt_ids(model, story, typed=line), False
             for (piece,) in stream(model, ids, settings, [turn], from_scratch=not story):
                 ended = piece is None
-                print(piece or "", end="", flush=True)
+                print(harmless(piece or ""), end="", flush=True)
                 story += piece or ""
                 tokens += not ended
             print("\n(the end: what you type next begins a new story)" if ended else "")
@@ -378,7 +379,7 @@ def find_checkpoint(run):
     Raises:  UserError if there is none, or none that is whole.
     """
     from npgpt.checkpoint import list_checkpoints, load_checkpoint
-    from npgpt.runs import RUNS, find_run, load_run, run_path
+    from npgpt.runs import find_run, instead_of, load_run, run_path
 
     if run is None:
         return load_run(find_run(), groups=("model",))
@@ -386,11 +387,7 @@ def find_checkpoint(run):
     if path.parent.name == "checkpoints" and path.is_dir():
         return load_checkpoint(path, groups=("model",))
     if not list_checkpoints(path):
-        names = sorted(folder.name for folder in RUNS.glob("*") if list_checkpoints(folder))
-        close = difflib.get_close_matches(run, names, n=1)
-        known = f"choose one of {', '.join(names)}" if names else "run `python train.py` first"
-        hint = f"did you mean {close[0]}?" if close else known
-        raise UserError(f"there is no trained model in {path}: {hint}")
+        raise UserError(f"there is no trained model in {path}: {instead_of(run)}")
     return load_run(path, groups=("model",))
 
 

@@ -58,8 +58,9 @@ def main(argv=None):
     parser = option_parser(__doc__)
     parser.add_argument("run", nargs="?", help="a run, by name or folder (default: the newest)")
     parser.add_argument("--tokens", type=int, default=1000, help="how many (default: 1000)")
-    for name in ("transformers4", "transformers5", "llama-cpp"):
-        parser.add_argument(f"--{name}", metavar="PYTHON", help=f"an interpreter that has {name}")
+    for name, peer in (("transformers4", "transformers 4"), ("transformers5", "transformers 5"),
+                       ("llama-cpp", "llama-cpp-python")):  # fmt: skip
+        parser.add_argument(f"--{name}", metavar="PYTHON", help=f"an interpreter that has {peer}")
     options = parser.parse_args(argv)
     try:
         run_dir = find_run(options.run)

@@ -65,8 +65,11 @@ class Report:
 
 def option_parser(description):
     """An argument parser with what every benchmark has: --check and --json."""
+    spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {spec.name}" if spec else None,  # as Python 3.14 does by itself
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     parser.add_argument("--json", metavar="FILE", help="keep the figures in FILE")

@@ -18,6 +18,7 @@ import difflib
 import errno
 import math
 import os
+import re
 import sys
 import types
 import typing
@@ -115,6 +116,17 @@ def main_with_errors(main, *args):
             print(f"error: {error.strerror}: make room, or write elsewhere", file=sys.stderr)
         status = 141 if gone else 2
     return status
+
+
+def harmless(text):
+    """A text without what a terminal obeys: control characters but tab and new line become �.
+
+    A model of bytes may write any byte, and there are some that clear the screen.
+
+    Args:    text, a str that is to be shown.
+    Returns: a str of the same length.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 class _Parser(argparse.ArgumentParser):

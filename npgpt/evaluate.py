@@ -234,7 +234,10 @@ def _validation_text(run_dir, state, tok):
 
     if "bytes_per_token" not in state:
         raise UserError(f"{run_dir} was trained elsewhere, on a text unknown: give --data a text")
-    tokens = run_tokens(run_dir, "valid", tok, "give --data a text").tokens
+    # What --keep-best keeps lies in the folder of its run, and has no text of its own.
+    kept = run_dir.name == "best" and not (run_dir / "tokens").is_dir()
+    home = run_dir.parent if kept else run_dir
+    tokens = run_tokens(home, "valid", tok, "give --data a text").tokens
     return tokens, state["bytes_per_token"]
 
 

@@ -171,9 +171,9 @@ def new_folder(path):
     Returns: a context manager; its value is the folder to write into.
     Raises:  UserError if there is something already, or it can't be written.
     """
-    path = Path(path).absolute()
+    given, path = path, Path(path).absolute()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} is there already: choose another --out, or delete it first")
+        raise UserError(f"{given} is there already: choose another --out, or delete it first")
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         beside.mkdir(parents=True)
@@ -182,7 +182,7 @@ def new_folder(path):
             path.rmdir()
         os.rename(beside, path)
     except OSError as error:
-        raise UserError(f"can't write {path} ({error.strerror}): choose another --out") from None
+        raise UserError(f"can't write {given} ({error.strerror}): choose another --out") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -12,6 +12,7 @@ runs/NAME/
 """
 
 import contextlib
+import difflib
 import json
 import os
 import shlex
@@ -83,8 +84,11 @@ def run_path(name):
 
     A lone word is a name, even where a folder of that name lies here: `--run data` must not
     write into ./data. Only a folder that holds a run, and no run of that name, is meant itself.
+    NAME/best is the best of the run of that name (see --keep-best).
     """
     path = Path(name)
+    if path.name == "best" and not list_checkpoints(path) and list_checkpoints(RUNS / path):
+        return RUNS / path
     if len(path.parts) != 1 or path.name in ("", "..") or set(str(name)) & {"/", os.sep}:
         return path
     return path if list_checkpoints(path) and not os.path.isdir(RUNS / path) else RUNS / path
@@ -106,12 +110,31 @@ def find_run(name=None):
     if name is not None:
         run_dir = run_path(name)
         if not list_checkpoints(run_dir):
-            raise UserError(f"there is no checkpoint in {run_dir}: train one with python train.py")
+            raise UserError(f"there is no checkpoint in {run_dir}: {instead_of(name)}")
         return run_dir
     found = [c for folder in RUNS.glob("*") for c in list_checkpoints(folder)]
     if not found:
         raise UserError(f"there is no trained model under {RUNS}/ yet: run python train.py first")
     return max(found, key=lambda c: c.stat().st_mtime_ns).parent.parent
+
+
+def instead_of(name):
+    """What to do about a name that no run with a checkpoint has: the end of a sentence.
+
+    Args:    name, a name under RUNS or a path.
+    Returns: a str.
+    """
+    run_dir = run_path(name)
+    if (run_dir / "settings.json").is_file():  # it is on its way, or was killed too early
+        return (
+            "wait for its first checkpoint, or begin anew with "
+            f"python train.py --run {typed(run_dir)}"
+        )
+    names = sorted(folder.name for folder in RUNS.glob("*") if list_checkpoints(folder))
+    close = difflib.get_close_matches(str(name), names, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"choose one of {', '.join(names)}" if names else "run python train.py first"
 
 
 def load_run(run_dir, groups=None):

@@ -113,7 +113,7 @@ class Settings:
     log_every: int = option(50, "steps between log lines")
     eval_every: int = option(200, "steps between validations")
     eval_tokens: int = option(16_384, "tokens of a validation; the last one reads all")
-    sample_every: int = option(400, "steps between samples, 0 for none")
+    sample_every: int = option(400, "steps between samples, 0 for none but the last")
     sample_tokens: int = option(160, "length of a sample, in tokens")
     save_every: int = option(200, "steps between checkpoints")
     keep: int = option(2, "newest checkpoints that are kept")

@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 
-from npgpt.cli import main_with_errors, option, parse
+from npgpt.cli import harmless, main_with_errors, option, parse
 from npgpt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,3 +162,9 @@ def test_closed_streams_are_no_obstacle(closed):
     command = f'"$0" -c "$1" {closed}'
     done = subprocess.run(["sh", "-c", command, sys.executable, program], cwd=ROOT)
     assert done.returncode == 0
+
+
+def test_what_a_terminal_would_obey_is_not_shown():
+    assert harmless("a\x1b[2J\ab\r\x9b\x00") == "a�[2J�b���"
+    whole = "Zoë said:\n\t“你好” 😀\n"
+    assert harmless(whole) == whole

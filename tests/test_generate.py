@@ -84,6 +84,21 @@ def test_compiling_does_not_count_as_writing(capsys, run_a, monkeypatch):
     assert speed == "50 tokens in 1.0 s, 50 tokens/s, after 20 s of compiling"
 
 
+def test_what_the_prompt_compiled_is_part_of_the_time(capsys, run_a, monkeypatch):
+    """Letters beyond ASCII may be the first that the tokenizer's kernel is wanted for."""
+    compiling, read = [0.0], generate.prompt_ids
+
+    def slow(*args):
+        time.sleep(0.6)
+        compiling[0] = 0.6
+        return read(*args)
+
+    monkeypatch.setattr("npgpt.backend.seconds_compiling", lambda: compiling[0])
+    monkeypatch.setattr(generate, "prompt_ids", slow)
+    speed = call(capsys, "--prompt", "to be")[2].splitlines()[-1]
+    assert re.fullmatch(r"20 tokens in \d+\.\d s, [\d,]+ tokens/s, after 1 s of compiling", speed)
+
+
 def test_the_same_seed_writes_the_same_and_another_another(capsys, run_a):
     texts = [call(capsys, "--seed", seed, "--prompt", "to")[1] for seed in "001"]
     assert texts[0] == texts[1] != texts[2]
@@ -307,7 +322,7 @@ def test_no_model_yet(capsys, monkeypatch, tmp_path):
     Path("runs/a/checkpoints").mkdir(parents=True)
     Path("runs/notes.txt").write_text("a file among the runs")
     assert refused(capsys) == sentence
-    assert refused(capsys, "--run", "x").endswith("run `python train.py` first")
+    assert refused(capsys, "--run", "x").endswith("run python train.py first")
     assert refused(capsys, "--run", "a").startswith("there is no trained model in")
 
 

@@ -180,6 +180,7 @@ def test_a_failed_export_leaves_nothing(folder, monkeypatch):
     [
         ("nothing", "there is no file nothing"),
         ("empty", "has no config.json"),
+        (".", r"is a folder: give the file in it, m\.gguf"),
         ("m.safetensors", "is a part of a model: give the folder"),
         ("m.bin", "too few for a llama2.c model"),
         ("m.gguf", "no whole GGUF file|is no GGUF file"),

@@ -298,6 +298,14 @@ def test_a_lone_word_is_a_name_under_runs(here):
         assert run_path(path) == Path(path)
 
 
+def test_the_best_of_a_run_is_found_by_the_runs_name(here):
+    assert run_path("a/best") == Path("a/best")
+    make_checkpoint("runs/a/best")
+    assert run_path("a/best") == run_path("runs/a/best") == Path("runs/a/best")
+    make_checkpoint("a/best")  # what lies here is meant itself
+    assert run_path("a/best") == Path("a/best")
+
+
 def test_new_runs_are_numbered_and_none_is_shared(here):
     assert make_run_dir(None, "tiny") == Path("runs/tiny-001")
     assert make_run_dir(None, "tiny") == Path("runs/tiny-002")
@@ -320,8 +328,20 @@ def test_the_run_saved_last_is_found(here):
     Path("runs/file").write_text("")
     assert find_run() == Path("runs/a")
     assert find_run("b") == Path("runs/b")
-    with pytest.raises(UserError, match=r"no checkpoint in .*d: train one"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*d: choose one of a, b, c$"):
         find_run("d")
+    make_checkpoint("runs/storybook-001")
+    with pytest.raises(UserError, match="did you mean storybook-001"):
+        find_run("storybok-001")
+
+
+def test_a_run_without_a_checkpoint_yet_can_be_begun_anew(here):
+    with pytest.raises(UserError, match=r"no checkpoint in .*a: run python train.py first$"):
+        find_run("a")
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/settings.json").write_text("{}")
+    with pytest.raises(UserError, match=r"begin anew with python train\.py --run"):
+        find_run("a")
 
 
 def test_a_path_can_be_typed_as_it_is_shown():

@@ -244,7 +244,7 @@ def test_train_then_export(call, tmp_path):
         ("--train book.txt --out book.txt", "book.txt is a file, and a tokenizer needs a folder"),
         ("--train book.txt --vocab-size 10 --out t", "vocab_size 10 is too small: bytes and spec"),
         ("--train book.txt --out t", "vocab_size 1000 is larger than this text supports: after 2"),
-        ("--tokenizer nowhere --show a", "there is no tokenizer folder nowhere: save one there"),
+        ("--tokenizer nowhere --show a", "there is no tokenizer folder nowhere: check the"),
         ("--tokenizer book.txt --show a", "book.txt is damaged: what it holds is not JSON"),
         ("--tokenizer chars --export t", "tokenizer of chars has characters and no merges: no"),
         ("--tokenizer chars --show xyz", "the character 'x' (U+0078) at position 0 was not in"),

@@ -37,6 +37,8 @@ def read_model(path, tokenizer_file=None):
 
             return load_gguf(path)
         if not (path / "config.json").exists():
+            for file in sorted(path.glob("*.gguf")):
+                raise UserError(f"{path} is a folder: give the file in it, {file}")
             raise UserError(
                 f"{path} has no config.json, so it is no model of Hugging Face's: "
                 "give such a folder, a .gguf file or a .bin of llama2.c"

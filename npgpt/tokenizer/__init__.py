@@ -78,7 +78,10 @@ def load_tokenizer(path):
     if path.is_file():
         return _from_tokenizer_json(path, read_settings(path.parent))
     if not path.is_dir():
-        raise UserError(f"there is no tokenizer folder {path}: save one there with tok.save")
+        raise UserError(
+            f"there is no tokenizer folder {path}: check the spelling, or learn one with "
+            "python -m npgpt.tokenizer --train"
+        )
     settings = read_settings(path)
     kind = settings.get("kind")
     if kind == "char":
