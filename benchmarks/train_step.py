@@ -305,10 +305,10 @@ def main():
     options = parser.parse_args()
     presets = WITH_BARS if options.preset is None else [options.preset]
     if options.dtype == "bf16":
-        from npgpt.backend.cpu.matmul_bf16 import NATIVE
+        from npgpt.backend.cpu.linear import round_factors
 
-        if not NATIVE:
-            say("this processor has no AVX512-BF16: there is nothing to measure")
+        if not round_factors("bf16"):
+            say("this processor has no AVX512-BF16, or a slow one: there is nothing to measure")
             return 2
         presets = ["tinystories-40m"]
     report = Report("A training step on a CPU")

@@ -429,7 +429,10 @@ def choose_dtype(s, xp):
         from npgpt.backend.cpu.linear import round_factors
 
         if not round_factors(s.dtype or "float32"):
-            print("this processor has no AVX512-BF16, which --dtype bf16 needs: float32 it is")
+            print(
+                "this processor has no AVX512-BF16, or a slow one, so --dtype bf16 would gain "
+                "nothing: float32 it is"
+            )
 
 
 def _gpu_steps(params, grads, optimizer, config, s, xp, step=0, saved_scale=None):

@@ -1,6 +1,7 @@
 """Training in bf16 on a CPU: factors rounded to 8 binary digits, sums in float32."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from npgpt.layers import linear_backward, linear_forward
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
 from npgpt.optim import AdamW, clip_gradient
 from npgpt.parallel import Workers
+from npgpt.training import choose_dtype
 
 if importlib.util.find_spec("numba"):
     from npgpt.backend.cpu import linear, matmul_bf16
@@ -31,6 +33,21 @@ def bf16():
     assert linear.round_factors("bf16", emulate=True)
     yield
     linear.round_factors("float32")
+
+
+@pytest.mark.parametrize(("native", "slow"), [(False, False), (True, True), (True, False)])
+def test_where_bf16_gains_nothing_it_stays_float32(native, slow, monkeypatch, capsys):
+    monkeypatch.setattr(matmul_bf16, "NATIVE", native)
+    monkeypatch.setattr(matmul_bf16, "SLOW", slow)
+    pays = native and not slow
+    try:
+        choose_dtype(SimpleNamespace(dtype="bf16"), np)
+        assert ("would gain nothing" in capsys.readouterr().out) != pays
+        x = np.full((64, 64), 1 + 2.0**-9, np.float32)  # one digit more than bf16 has
+        y, _ = linear.linear_forward(x, x)
+        assert y[0, 0] == (64 if pays else 64 * (1 + 2.0**-9) ** 2)
+    finally:
+        linear.round_factors("float32")
 
 
 def rounded(x):

@@ -30,12 +30,13 @@ _dtype = "float32"  # of the factors; of the whole process, as its threads share
 def round_factors(dtype, emulate=False):
     """Choose what the factors of matrix products are rounded to from now on.
 
-    Args:    dtype, "float32", which rounds nothing, "bf16" or "fp16"; emulate, whether a
-             processor that has no bf16 may pretend, which is slower than float32.
-    Returns: whether the choice holds: False leaves float32 on a processor without bf16.
+    Args:    dtype, "float32", which rounds nothing, "bf16" or "fp16"; emulate, whether bf16 may be
+             slower than float32, as on a processor that has to pretend.
+    Returns: whether the choice holds: False leaves float32 where it is faster than bf16.
     """
     global _dtype
-    _dtype = dtype if dtype != "bf16" or matmul_bf16.NATIVE or emulate else "float32"
+    pays = matmul_bf16.NATIVE and not matmul_bf16.SLOW
+    _dtype = dtype if dtype != "bf16" or pays or emulate else "float32"
     return _dtype == dtype
 
 
