@@ -56,7 +56,8 @@ def main(argv=None):
     parser.add_argument("--mine", metavar="FILE", help="mark the functions of a file of yours")
     options = parser.parse_args(argv)
     with contextlib.suppress(AttributeError, ValueError):
-        sys.stdout.reconfigure(errors="replace")  # a console without Greek prints ? and goes on
+        # A console without Greek prints ? and goes on; a file or a pipe sees each line at once.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     try:
         if options.exercise:
             path = write_exercise(options.exercise)

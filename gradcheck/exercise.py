@@ -90,9 +90,11 @@ def load(path):
     Raises:  UserError if the file can't be read or run, or has none.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: write one with python -m gradcheck --exercise")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or not path.is_file():
-        raise UserError(f"{path} is no Python file: write one with python -m gradcheck --exercise")
+    if spec is None:
+        raise UserError(f"{path} is no Python file: its name should end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -128,7 +128,7 @@ def test_the_derivative_of_another_function_is_no_answer(tmp_path, capsys):
 
 
 FILES = {
-    "no such file": None,
+    "there is no file": None,
     "does not run: SyntaxError in line 1": "def rope_backward(",
     "does not run: ZeroDivisionError in line 1: division by zero": "1 / 0",
     "does not run: SystemExit in line 2": "import sys\nsys.exit(0)",
@@ -144,7 +144,14 @@ def test_a_file_that_can_t_be_marked_is_one_sentence(what, tmp_path, capsys):
     assert command.main(["--mine", str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-    assert (what if FILES[what] is not None else "is no Python file") in err
+    assert what in err
+
+
+def test_a_file_of_another_kind_is_named(tmp_path, capsys):
+    path = tmp_path / "my.txt"
+    path.write_text("x")
+    assert command.main(["--mine", str(path)]) == 2
+    assert "is no Python file: its name should end in .py" in capsys.readouterr().err
 
 
 def test_an_exercise_overwrites_nothing(tmp_path, capsys, monkeypatch):

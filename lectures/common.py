@@ -27,7 +27,7 @@ REPORTS = 10  # lines on the way
 class Settings:
     """The command line of every step."""
 
-    data: Path | None = option(None, "a text to learn (default: Shakespeare's plays, fetched)")
+    data: Path | None = option(None, "a .txt in UTF-8 (default: Shakespeare's plays, fetched)")
     steps: int | None = option(None, "steps of training (default: as many as take a minute or two)")
     seed: int = option(1, "decides the first weights, the batches and the sample")
     letters: int = option(300, "length of the text that it writes")
@@ -85,8 +85,12 @@ def read_text(path, block_size):
     else:
         try:
             text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--data {path} can't be read as UTF-8 text: {error}") from None
+        except OSError as error:
+            raise UserError(f"--data {path}: {error.strerror}; name a text file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"--data {path} is not UTF-8 text: look at byte {error.start:,}"
+            ) from None
     tok = CharTokenizer.train([text])
     ids = np.array(tok.encode(text))  # (N,)
     cut = len(ids) * 9 // 10

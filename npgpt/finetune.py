@@ -6,14 +6,16 @@ was trained on T places reads fewer as well. RoPE's angles stay what they were; 
 places the first rows are taken.
 """
 
+import os
 from dataclasses import replace
 
 import numpy as np
 
 from npgpt.checkpoint import list_checkpoints
+from npgpt.errors import UserError
 from npgpt.interchange import read_model
 from npgpt.model import GPTConfig, Parameters, count_parameters
-from npgpt.runs import load_run, run_path
+from npgpt.runs import instead_of, load_run, run_path
 from npgpt.tokenizer import load_tokenizer
 
 # What the model decides, by the names of train.py's settings.
@@ -35,6 +37,8 @@ def read_start(path):
 
     run_dir = run_path(path)
     if not list_checkpoints(run_dir):
+        if not os.path.lexists(path):
+            raise UserError(f"there is neither a run nor a model {path}: {instead_of(path)}")
         return read_model(path)
     checkpoint = load_run(run_dir, groups=("model",))
     config = GPTConfig(**checkpoint.state["config"])

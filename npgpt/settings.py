@@ -209,4 +209,8 @@ def with_preset(settings, given):
             f"--tokenizer-from names a tokenizer that has learned already: leave out "
             f"{dashed(min(learned))}, or it"
         )
+    if "vocab_size" in given and s.tokenizer == "bpe":
+        from npgpt.tokenizer.base import check_vocab_size
+
+        check_vocab_size(s.vocab_size, 256 + 1)  # told now, and not when the text has been read
     return s

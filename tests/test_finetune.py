@@ -59,7 +59,7 @@ def test_a_run_of_ours_goes_on_and_is_resumed(folder, capsys):
         ("--init-from hf --n-layer 3", "--init-from names a model, which decides --n-layer"),
         ("--init-from hf --vocab-size 300", "which decides --vocab-size: leave out one"),
         ("--init-from hf --tokenizer-from x", "which decides --tokenizer-from: leave out one"),
-        ("--init-from nothing --data story.txt", "there is no file nothing: check the spelling"),
+        ("--init-from nothing --data story.txt", "there is neither a run nor a model nothing: "),
         ("--init-from=", "--init-from is empty"),
         ("--init-from hf", "the preset finetune needs a text"),
         ("--resume --run start", "was trained elsewhere, and holds no training to go on with"),

@@ -110,12 +110,16 @@ def test_each_step_is_one_idea_more():
 
 @pytest.mark.parametrize(
     "text, says",
-    [(None, "can't be read as UTF-8 text"), ("too short", "has 9 letters, and 640 are the least")],
+    [
+        (None, "No such file or directory; name a text file"),
+        (b"a\xff", "is not UTF-8 text: look at byte 1"),
+        (b"too short", "has 9 letters, and 640 are the least"),
+    ],
 )
 def test_what_is_wrong_with_a_text_is_one_sentence(tmp_path, text, says):
     path = tmp_path / "a.txt"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text)
     with pytest.raises(UserError, match=says):
         common.read_text(path, 32)
 

@@ -181,6 +181,7 @@ def test_a_failed_export_leaves_nothing(folder, monkeypatch):
         ("nothing", "there is no file nothing"),
         ("empty", "has no config.json"),
         (".", r"is a folder: give the file in it, m\.gguf"),
+        ("run", "run is a run, and no model from elsewhere: give it to --run"),
         ("m.safetensors", "is a part of a model: give the folder"),
         ("m.bin", "too few for a llama2.c model"),
         ("m.gguf", "no whole GGUF file|is no GGUF file"),
@@ -188,6 +189,7 @@ def test_a_failed_export_leaves_nothing(folder, monkeypatch):
 )
 def test_paths_that_are_no_models(folder, path, sentence):
     (folder / "empty").mkdir()
+    (folder / "run" / "checkpoints").mkdir(parents=True)
     for name in ("m.safetensors", "m.bin", "m.gguf"):
         (folder / name).write_bytes(b"1234")
     with pytest.raises(UserError, match=sentence):

@@ -242,6 +242,7 @@ def test_train_then_export(call, tmp_path):
         ("--train nowhere.txt --out t", "nowhere.txt cannot be read: No such file or directory"),
         ("--train bad.txt --out t", "bad.txt is not UTF-8: byte 0 is 0xff; convert it first"),
         ("--train book.txt --out book.txt", "book.txt is a file, and a tokenizer needs a folder"),
+        ("--train empty.txt --out t", "empty.txt is empty: give a text to learn from"),
         ("--train book.txt --vocab-size 10 --out t", "vocab_size 10 is too small: bytes and spec"),
         ("--train book.txt --out t", "vocab_size 1000 is larger than this text supports: after 2"),
         ("--tokenizer nowhere --show a", "there is no tokenizer folder nowhere: check the"),
@@ -256,6 +257,7 @@ def test_train_then_export(call, tmp_path):
 def test_mistakes_are_one_sentence(argv, sentence, call, tmp_path):
     (tmp_path / "book.txt").write_text("abc")
     (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "empty.txt").touch()
     CharTokenizer.train(["abc"]).save(tmp_path / "chars")
     status, out, err = call(*argv.split())
     assert status == 2 and out == ""

@@ -23,7 +23,7 @@ from npgpt.presets import PRESETS
 from npgpt.runs import read_log
 from npgpt.settings import Settings, dashed, with_preset
 
-COMPILING = "compiling kernels, once on this machine ..."
+COMPILING = "compiling kernels, the first time only ..."
 NAMES = ("train", "valid")
 BOOK = "The owl sat in the old tree, and the mouse ran home. What did the fox say? Nothing!\n" * 40
 
@@ -293,7 +293,7 @@ def refused(capsys, *argv):
         ("--data one.txt --tokenizer char", "one.txt leaves 0 bytes to train on: give a longer"),
         ("--data short.txt", "vocab_size 280 is larger than this text supports"),
         ("--valid short.txt", "--valid is for a text of yours"),
-        ("--vocab-size 0", "vocab_size 0 is too small"),
+        ("--vocab-size 256 --data none.txt", "vocab_size 256 is too small"),
         ("--block-size 0", "--block-size is 0, but it must be 1 or more"),
         ("--block-size 999999", "one context needs 1,000,000: give more text, or a smaller --bl"),
         ("--eval-tokens 1", "--eval-tokens is 1, but it must be 2 or more"),

@@ -39,6 +39,8 @@ def read_model(path, tokenizer_file=None):
         if not (path / "config.json").exists():
             for file in sorted(path.glob("*.gguf")):
                 raise UserError(f"{path} is a folder: give the file in it, {file}")
+            if (path / "checkpoints").is_dir():
+                raise UserError(f"{path} is a run, and no model from elsewhere: give it to --run")
             raise UserError(
                 f"{path} has no config.json, so it is no model of Hugging Face's: "
                 "give such a folder, a .gguf file or a .bin of llama2.c"

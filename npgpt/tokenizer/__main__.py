@@ -119,6 +119,8 @@ def train(settings):
     from tqdm import tqdm
 
     text = read_text(settings.train)
+    if not text:
+        raise UserError(f"{settings.train} is empty: give a text to learn from")
     with tqdm(desc="merges", leave=False, disable=None) as bar:
 
         def progress(done, total):

@@ -104,7 +104,7 @@ def sources_sha256():
     return digest.hexdigest()
 
 
-COMPILING = "compiling kernels, once on this machine ..."
+COMPILING = "compiling kernels, the first time only ..."
 
 
 class Announcer(event.Listener):
