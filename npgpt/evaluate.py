@@ -124,8 +124,8 @@ def evaluate(
         counted = batch[0][2]
         text = np.stack([tokens[a : b + 1] for a, b, _ in batch]).astype(np.int64)  # (B, T + 1)
         ids, targets = xp.asarray(text[:, :-1]), xp.asarray(text[:, -counted:])  # (B, T), (B, n)
-        logits, _ = forward(params, ids, config)  # (B, T, V)
-        loss, _ = cross_entropy_forward(logits[:, -counted:], targets)  # ()
+        logits, _ = forward(params, ids, config, last=counted)  # (B, n, V)
+        loss, _ = cross_entropy_forward(logits, targets)  # ()
         return float(to_host(loss)) * counted * len(batch)
 
     if starts is not None:

@@ -79,14 +79,15 @@ __all__ = [
 ]
 
 
-def forward(params, ids, config, past=None, chance=None):
+def forward(params, ids, config, past=None, chance=None, last=None):
     """Score every token of the vocabulary as the next one, at every place.
 
     Args:    params, Parameters or any dict of their names; ids (B, T) int, T ≤ block_size;
              config; past, the keys and values of earlier tokens when sampling
              (sampling.KVCache), None in training; chance, a Chance in training, None for no
-             dropout.
-    Returns: logits (B, T, V); cache, a dict by layer name for backward.
+             dropout; last, at how many of the last places scores are wanted: all, with None,
+             and in training.
+    Returns: logits (B, T, V), or (B, last, V); cache, a dict by layer name for backward.
     Raises:  ValueError if the ids are not (B, T), or reach past the context.
     """
     start = 0 if past is None else past.length
@@ -109,6 +110,8 @@ def forward(params, ids, config, past=None, chance=None):
         block = x, params.block(i), rope, config, extend, draw
         x, kept = block_forward(*block)  # (B, T, C)
         cache[i] = block if config.recompute else kept
+    if last is not None:  # the head is the widest matrix of all: nothing goes through it in vain
+        x = x[:, -last:]  # (B, last, C)
     x, cache["norm"] = norm_forward(x, params, "norm", config)  # (B, T, C)
     head = head_of(params, config)
     logits, cache["lm_head"] = matrix_forward(x, head, "lm_head")  # (B, T, V)

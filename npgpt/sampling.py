@@ -171,7 +171,7 @@ class Decoder:
         Returns: (B, V), the scores of the token after the last one, on the host.
         """
         ids = np.asarray(ids, like=self.params["norm"])  # (B, T)
-        logits, _ = forward(self.params, ids, self.config, past=cache)  # (B, T, V)
+        logits, _ = forward(self.params, ids, self.config, past=cache, last=1)  # (B, 1, V)
         cache.length += ids.shape[1]
         rows = to_host(logits[:, -1])  # (B, V): the only numbers that leave the device
         return rows if rows.dtype.kind == "f" else rows.astype(np.float32)  # of bfloat16

@@ -92,8 +92,8 @@ class Run:
     def validate(self, log, max_tokens=None):
         """Measure the loss over the validation text, or over its beginning, and log it."""
         # Each of a processor's threads makes logits of its own: as many as in training, no more.
-        most = self.workers.most_rows or MOST_VALIDATED
-        rows = min(self.settings.batch_size, most, MOST_VALIDATED)
+        share = -(-self.settings.batch_size // self.workers.threads)
+        rows = min(share, self.workers.most_rows or share, MOST_VALIDATED)
         result = evaluate(
             self.params, self.config, self.valid_tokens, self.bytes_per_token, batch_size=rows,
             max_tokens=max_tokens, starts=self.valid_starts, xp=self.xp, map=self.workers.map,

@@ -255,6 +255,16 @@ class Memory:
 
 
 @every_model
+def test_of_the_last_places_alone_the_scores_are_the_same(config):
+    params = init_parameters(config, 8, np.float64)
+    ids, _ = random_batch(config, 2, 9)
+    whole, _ = forward(params, ids, config)
+    some, cache = forward(params, ids, config, last=4)
+    assert np.max(np.abs(some - whole[:, -4:])) < 1e-12 * np.max(np.abs(whole))
+    assert cache["lm_head"][0].shape[:2] == (2, 4)  # and no others were computed
+
+
+@every_model
 @pytest.mark.parametrize("cuts", [[1] * 9, [4, 1, 4], [9]])
 def test_piece_by_piece_with_a_memory_is_all_at_once(config, cuts):
     """To rounding: a product of fewer rows may add its terms in another order."""

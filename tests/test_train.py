@@ -480,12 +480,18 @@ def test_without_patience_it_goes_on_and_keeps_no_best(fast, capsys, monkeypatch
 
 def test_a_validation_takes_no_more_rows_at_once_than_training(fast, capsys, monkeypatch):
     seen, forward = [], evaluate.forward
-    monkeypatch.setattr(
-        evaluate, "forward", lambda p, ids, config: seen.append(len(ids)) or forward(p, ids, config)
-    )
-    monkeypatch.setattr(training.plan, "rows_at_once", lambda config: 2)
-    assert call(capsys, *SMALL)[0] == 0
-    assert max(seen) == 2  # of 4 in a batch
+
+    def counting(p, ids, config, last):
+        seen.append(len(ids))
+        return forward(p, ids, config, last=last)
+
+    monkeypatch.setattr(evaluate, "forward", counting)
+    assert call(capsys, *SMALL, "--threads", "2")[0] == 0
+    assert max(seen) == 2  # of 4 in a batch, which two threads share
+    seen.clear()
+    monkeypatch.setattr(training.plan, "rows_at_once", lambda config: 3)
+    assert call(capsys, *SMALL, "--threads", "1", "--run", "b")[0] == 0
+    assert max(seen) == 3
 
 
 def test_a_validation_that_is_no_number_can_be_saved(fast, capsys, monkeypatch):

@@ -277,7 +277,7 @@ def _key(s, text, given):
         text.train.fingerprint(),
         s.data_mb,
         s.valid_fraction if text.valid is None else text.valid.fingerprint(),
-        tokenizer if given is None else vocabulary_sha256(given),
+        tokenizer if given is None else [vocabulary_sha256(given), given.end_of_text],
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

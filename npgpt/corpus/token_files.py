@@ -7,8 +7,9 @@
 
 A .npy, NumPy's own kind, is read and written just so. Ids say nothing without their vocabulary:
 7 may be "the" for one tokenizer and "(" for another, and a model trained with the wrong one
-learns noise without a complaint. So a file's vocabulary is compared with the tokenizer's. A .bin
-from elsewhere comes without the .json; then every id is at least seen to be in the vocabulary.
+learns noise without a complaint. So a file's vocabulary is compared with the tokenizer's, and the
+mark behind its documents too. A .bin from elsewhere comes without the .json; then every id is at
+least seen to be in the vocabulary.
 
 A file of 20 GB is no reason to use 20 GB of memory: it is checked a piece at a time, and then
 mapped, so that the system reads a page when a batch needs one. token_writer.py writes them.
@@ -81,6 +82,9 @@ def token_sizes(tokenizer):
 def vocabulary_sha256(tokenizer):
     """A fingerprint of all that decides which ids a text becomes.
 
+    Which of the special tokens ends a document is not part of it: models of one vocabulary may
+    differ in that, and the facts name its id.
+
     Args:    tokenizer, any of npgpt.tokenizer.
     Returns: 64 hexadecimal digits, the same for the fast tokenizer and the readable one.
     """
@@ -151,6 +155,12 @@ def _read_facts(path, tokenizer):
             f"another tokenizer made it: its vocabulary is {theirs[:8]}, "
             f"{facts['vocab_size']:,} tokens, and this tokenizer's is {ours[:8]}, "
             f"{tokenizer.vocab_size:,} tokens"
+        )
+    theirs, ours = facts.get("end_of_text"), tokenizer.end_of_text
+    if theirs != ours:
+        raise ValueError(
+            f"its documents end with token {theirs}, and this tokenizer's with {ours}, "
+            "though the vocabulary is the same"
         )
     return facts
 

@@ -48,7 +48,7 @@ class GraphDecoder(Decoder):
             self._one_token(desk, ids)
         else:
             new = np.asarray(ids, like=self.params["norm"])  # (B, T)
-            desk.scores[...] = forward(self.params, new, self.config, desk.past)[0][:, -1]  # (B, V)
+            desk.scores[...] = self._score(new, desk)  # (B, V)
         cache.length += T
         rows = to_host(desk.scores)  # (B, V)
         return rows if rows.dtype.kind == "f" else rows.astype(np.float32)  # of bfloat16
@@ -58,7 +58,7 @@ class GraphDecoder(Decoder):
         desk.ids[...] = np.asarray(ids, like=self.params["norm"])  # (B, 1)
 
         def compute():
-            desk.scores[...] = forward(self.params, desk.ids, self.config, desk.past)[0][:, -1]
+            desk.scores[...] = self._score(desk.ids, desk)  # (B, V)
 
         place = desk.past.length
         with self.runtime.step_memory():
@@ -70,6 +70,10 @@ class GraphDecoder(Decoder):
                     say(f"a token can't be recorded as a CUDA graph, so it goes without: {error}")
             desk.met.add(place)
             desk.graphs.get(place, compute)()
+
+    def _score(self, ids, desk):
+        """The scores (B, V) of what follows ids (B, T), which are on the device."""
+        return forward(self.params, ids, self.config, desk.past, last=1)[0][:, 0]
 
 
 class Desk:
