@@ -244,6 +244,7 @@ def _validation_text(run_dir, state, tok):
 def _other_text(path, tok):
     """The tokens of a text, an end-of-text around each of its documents, and bytes a token."""
     from npgpt.corpus.sources import open_source
+    from npgpt.corpus.token_files import token_sizes
 
     end = [] if tok.end_of_text is None else [tok.end_of_text]
     ids, size = list(end), 0
@@ -252,7 +253,8 @@ def _other_text(path, tok):
         size += len(document)
     if len(ids) < 2:
         raise UserError(f"{path} has {len(ids)} tokens, and two are the least: give a longer text")
-    return np.array(ids), size / (len(ids) - 1)
+    predicted = size - int(token_sizes(tok)[ids[0]])  # all but the first token
+    return np.array(ids), predicted / (len(ids) - 1)
 
 
 if __name__ == "__main__":
