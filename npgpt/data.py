@@ -110,7 +110,7 @@ def get_batch(tokens, seed, step, batch_size, block_size, rank=0, world=1):
     Returns: ids, targets (batch_size / world, T) int64; targets are the ids one place later.
     """
     n = num_rows(tokens, block_size)
-    slack = max(0, len(tokens) - 1 - n * block_size)  # what windows leave over, at either end
+    slack = len(tokens) - 1 - n * block_size  # what windows leave over, at either end
     first = step * batch_size + rank * batch_size // world
     stop = step * batch_size + (rank + 1) * batch_size // world
     begins = []
