@@ -68,6 +68,29 @@ def fast_disk(monkeypatch):
 
 
 @pytest.fixture
+def named_when_safe(monkeypatch):
+    """Fail where a file gets its name before all of it is on the disk: a power cut could empty it.
+
+    Returns: a list, of the names that were given since.
+    """
+    on_disk, names, replace = {}, [], os.replace
+
+    def synced(handle):
+        about = os.fstat(handle)
+        on_disk[about.st_ino] = about.st_size
+
+    def moved(source, target):
+        about = os.stat(source)
+        assert on_disk.get(about.st_ino) == about.st_size, f"{target} is not on the disk yet"
+        names.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    return names
+
+
+@pytest.fixture
 def text_only(monkeypatch):
     """A context in which the lecture text runs everywhere, and no kernel."""
     from npgpt.backend import kernels_enabled

@@ -24,7 +24,7 @@ CONFIGS = {
         **SMALL, n_head=2, rope_theta=500.0, rope_factor=8.0, rope_kept=16.0, rope_stretched=64.0
     ),
     "longer llama": GPTConfig(**SMALL, n_head=2, rope_factor=4.0),
-    "gpt2": GPTConfig(**SMALL, **GPT2, n_head=3, mlp="gelu_tanh", bias=True),
+    "gpt2": GPTConfig(**SMALL, **GPT2, n_head=3, mlp="gelu_tanh", norm_eps=3e-6, bias=True),
     "plain gpt2": GPTConfig(**SMALL, **GPT2, n_head=3, mlp="gelu", bias=False, tie=False),
 }
 IDS = np.random.default_rng(3).integers(290, size=(2, 16))

@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import namedtuple
 from pathlib import Path
@@ -85,7 +87,13 @@ def test_a_file_comes_whole_and_once(server, tmp_path, known):
         assert fetch(remote(server, **known), folder, print) == folder / "file.bin"
     assert (folder / "file.bin").read_bytes() == CONTENT
     assert len(server.requests) == 1 and server.asked("Range") == [None]
+    assert server.asked("Accept-Encoding") == ["identity"], "packed, it would have another checksum"
     assert files(folder) == ["file.bin"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(server, tmp_path, named_when_safe):
+    fetch(remote(server), tmp_path, print)
+    assert named_when_safe[-1] == "file.bin"
 
 
 @pytest.mark.parametrize("known", [{}, UNKNOWN])
@@ -180,6 +188,20 @@ def test_pieces_that_do_not_fit_are_fetched_anew(server, tmp_path):
     assert "do not fit together" in lines[-2]
 
 
+def test_a_part_as_long_as_the_file_is_not_taken_for_it(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(OTHER)
+    fetch(remote(server), tmp_path, lambda line: None)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert server.asked("Range") == [None]
+
+
+def test_anew_is_once(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    file = remote(server, sha256=hashlib.sha256(OTHER).hexdigest())
+    assert "is not the file that it was" in refused(file, tmp_path)
+    assert server.asked("Range") == ["bytes=1000-", None] and files(tmp_path) == []
+
+
 def test_a_file_that_changes_while_it_comes_is_fetched_anew(server, tmp_path):
     def change(handler, server):
         server.files["/file.bin"] = CONTENT
@@ -261,6 +283,12 @@ def test_a_length_that_is_not_the_recipes(server, tmp_path, length):
     server.plan = [announce(length)]
     assert f"{length:,} bytes there, not 300,000" in refused(remote(server), tmp_path)
     assert len(server.requests) == 1 and files(tmp_path) == []
+
+
+def test_the_last_byte_is_waited_for(server, tmp_path):
+    server.plan = [cut(len(CONTENT) - 1)]
+    fetch(remote(server, **UNKNOWN), tmp_path, lambda line: None)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
 def test_fewer_bytes_than_announced(server, tmp_path):
@@ -403,6 +431,15 @@ def test_offline_is_one_sentence_that_says_what_to_do(server, tmp_path):
     assert server.pauses == [1, 2], "who is offline should not have to wait long"
     (tmp_path / "file.bin").write_bytes(CONTENT)
     assert fetch(file, tmp_path, print) == tmp_path / "file.bin"
+
+
+def test_a_server_that_cannot_prove_who_it_is_is_asked_once(server, tmp_path, monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "self-signed certificate"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert "no connection: self-signed certificate" in refused(remote(server), tmp_path)
+    assert server.pauses == []
 
 
 def test_a_connection_that_comes_back(server, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from npgpt.backend import kernels_enabled
+from npgpt.corpus.token_files import token_dtype
 from npgpt.errors import UserError
 from npgpt.tokenizer import (
     END_OF_TEXT,
@@ -31,6 +32,8 @@ from npgpt.tokenizer.unicode_classes import (
 if not kernels_enabled():
     pytest.skip("Numba is not installed, or NPGPT_KERNELS=off", allow_module_level=True)
 
+from npgpt.backend.cpu.bits import pointer
+from npgpt.backend.cpu.compile import kernel
 from npgpt.tokenizer import encoder, fast_encode, scan, word_table
 from npgpt.tokenizer.fast import PATIENCE, FastBPETokenizer
 from npgpt.tokenizer.scan import as_bytes
@@ -262,6 +265,45 @@ def test_long_words(readable, fast, length):
                 assert fast.encode(text) == readable.encode(text)  # now from the table
 
 
+@parity
+@pytest.mark.parametrize("length", [7, 8, 9, 15, 16, 17, 63, 64, 65])
+def test_words_that_differ_in_one_letter(readable, fast, length):
+    """On both sides of every length at which they are kept in another way."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = [f" {'t' * i}{c}{'t' * (length - 2 - i)}" for i in (0, length - 2) for c in letters]
+    assert {len(word) for word in words} == {length}
+    text = "".join(words * 2)
+    assert fast.encode(text) == readable.encode(text)
+
+
+def words_of_one_hash():
+    """Two words of 16 letters for which word_table.long_key has the same number.
+
+    It mixes the first eight bytes and only then adds the last eight: so for most beginnings there
+    are ends that make up for the difference, and for one in 2¹⁶ they are letters.
+    """
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
+    pairs = {int(a ^ b): (a, b) for a in letters for b in letters}
+    begins = np.random.default_rng(0).choice(letters, (1 << 20, 8))
+    mixed = (np.uint64(16) ^ begins.view(np.uint64)[:, 0]) * word_table.SPREAD
+    mixed ^= mixed >> word_table.FOLD
+    differences = (mixed[::2] ^ mixed[1::2]).view(np.uint8).reshape(-1, 8)
+    n = next(n for n, d in enumerate(differences) if d.max() < 64 and pairs.keys() >= {*d.tolist()})
+    ends = np.array([pairs[d] for d in differences[n].tolist()], np.uint8).T
+    return [(begins[2 * n + i].tobytes() + ends[i].tobytes()).decode() for i in (0, 1)]
+
+
+def test_long_words_of_one_hash_are_told_apart(readable, fast):
+    @kernel
+    def key(data):
+        return word_table.long_key(pointer(data), 0, len(data))
+
+    one, other = words_of_one_hash()
+    assert one != other and key(as_bytes(one.encode())) == key(as_bytes(other.encode()))
+    text = f"{one}\n{other}\n" * 2
+    assert fast.encode(text) == readable.encode(text)
+
+
 def test_a_word_of_100_000_letters(fast):
     for text in ["a" * 100_000, "ab" * 50_000, "theother" * 12_500, " " * 100_000]:
         ids = fast.encode(text)
@@ -406,6 +448,30 @@ def test_documents_with_special_tokens_that_are_always_allowed(readable):
     assert {fast.special_tokens[name] for name in SPECIAL} <= set(expected)
 
 
+def test_documents_of_many_pieces_have_one_end(fast, monkeypatch):
+    monkeypatch.setattr(encoder, "PIECE", 50)
+    documents = ["the other weather, " * 20, "", "they'll gather", " " * 200]
+    expected = []
+    for document in documents:
+        expected += [*fast.encode(document), fast.end_of_text]
+    assert fast.encode_documents(documents).tolist() == expected
+
+
+def test_the_end_may_be_id_0():
+    """It is in SmolLM2's vocabulary."""
+    fast = fast_twin(BPETokenizer([END_OF_TEXT.encode(), *bpe.BYTES], [], {END_OF_TEXT: 0}))
+    b = bpe.BYTES.index(b"b") + 1
+    assert fast.encode_documents(["b", "", "bb"]).tolist() == [b, 0, 0, b, b, 0]
+    ids = np.concatenate(list(fast.encode_pieces([f"b{END_OF_TEXT}b"], "all")))
+    assert ids.tolist() == [b, 0, b]
+
+
+def test_ids_are_as_wide_as_in_a_file_of_tokens():
+    ids = {bytes([b]): b for b in range(256)}
+    for n in (256, 1 << 16, (1 << 16) + 1):
+        assert encoder.Encoder(ids, [], n).dtype == token_dtype(n)
+
+
 def test_documents_without_an_end_of_text_and_with_many_ids():
     tokens = [*bpe.BYTES, *(f"token {i}".encode() for i in range(70_000))]
     fast = fast_twin(BPETokenizer(tokens, [], {}))
@@ -449,6 +515,22 @@ def test_a_stream_may_be_cut_anywhere(readable, fast, batch, monkeypatch):
         lines = io.BytesIO(raw)  # a file is an iterable of its lines
         ids = np.concatenate(list(fast.encode_pieces(lines, [END_OF_TEXT], ())))
         assert ids.tolist() == readable.encode(text, [END_OF_TEXT], ())
+
+
+def test_a_special_token_may_be_cut_anywhere(fast, monkeypatch):
+    """Also where another one has ended already, and where a word of it ends."""
+    monkeypatch.setattr(fast_encode, "BATCH", 1)
+    tok = fast_twin(BPETokenizer.from_merges([], ["a b", "a b c"]))
+    raw = b"xa b c, a b  a b d a b c"
+    expected = tok.encode(raw.decode(), "all")
+    assert sum(i >= 256 for i in expected) == 4
+    for i, j in itertools.combinations(range(len(raw)), 2):
+        pieces = [raw[:i], raw[i:j], raw[j:]]
+        assert np.concatenate(list(tok.encode_pieces(pieces, "all"))).tolist() == expected
+    raw = b"(<|endoftext|> and more"  # the first place to cut at is within the token
+    for i, j in itertools.combinations(range(len(raw)), 2):
+        with pytest.raises(UserError, match=r"'<\|endoftext\|>' at byte 1: "):
+            list(fast.encode_pieces([raw[:i], raw[i:j], raw[j:]]))
 
 
 def test_a_stream_is_not_held(fast, monkeypatch):

@@ -23,6 +23,7 @@ if not kernels_enabled():
 from npgpt.tokenizer import batches, fast_train, word_counts
 from npgpt.tokenizer.count_table import CountTable, WordCounts, added, new_table, words_of
 from npgpt.tokenizer.fast import FastBPETokenizer
+from npgpt.tokenizer.unicode_classes import SPACE, class_table
 from npgpt.tokenizer.word_table import LONG_WORD
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +126,15 @@ def test_a_cut_text_has_the_same_words(special):
             assert counted == bpe.count_words([text], special)
             cuts += len(pieces) - 1
     assert cuts > 200
+
+
+def test_no_cut_follows_white_space():
+    """The blank behind it may not be the last of its gap, and then belongs to what is cut off."""
+    classes = class_table()
+    for point in (*range(0xD800), *range(0xE000, 0x3100), 0xFEFF, 0x1F600):
+        found = batches.LAST_CUT.search(f"{chr(point)} ".encode())
+        visible = classes[point] != SPACE and not (point < 0x20 or point == 0x7F)
+        assert (found is not None) == visible, hex(point)
 
 
 def test_files(tight, tmp_path):

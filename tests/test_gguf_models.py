@@ -20,6 +20,7 @@ from npgpt.interchange import read_model
 from npgpt.interchange.gguf import read_gguf
 from npgpt.interchange.gguf_model import load_gguf
 from npgpt.model import forward
+from npgpt.parameters import bias_of
 from npgpt.tokenizer import BPETokenizer
 
 
@@ -30,17 +31,36 @@ def test_a_gguf_comes_back(tmp_path, name):
     assert read == config
     np.testing.assert_array_equal(params.flat, model_of(config).flat)
     assert tok.encode(TEXT) == TOK.encode(TEXT)
-    assert (tok.end_of_text, tok.special_tokens) == (TOK.end_of_text, TOK.special_tokens)
+    assert tok.end_of_text == tok.begin_of_text == TOK.end_of_text
+    assert tok.special_tokens == TOK.special_tokens
 
 
 def test_a_gguf_is_known_by_its_first_bytes(tmp_path):
     assert read_model(gguf_of(tmp_path / "m", CONFIGS["llama"]))[0] == CONFIGS["llama"]
 
 
-def test_marks_come_back(tmp_path):
-    """Which one ends a text, and which is a mark wherever it stands; and the beginning, if used."""
+def marked_tokenizer():
     tok = BPETokenizer.from_merges(TOK.merges[: 290 - 256 - 3], ["<s>", "<|im_end|>", "<b>"])
     tok.end_name, tok.begin_name, tok.always_allowed = "<|im_end|>", "<s>", frozenset(["<b>"])
+    return tok
+
+
+@pytest.mark.parametrize(
+    "tok, begin, end, asked", [(marked_tokenizer(), 287, 288, True), (TOK, 289, 289, False)]
+)
+def test_llama_cpp_is_told_what_each_token_is(tmp_path, tok, begin, end, asked):
+    """In the numbers of llama.h: 1 is a plain token, 3 a mark, 4 one that a text may spell."""
+    entries = read_gguf(gguf_of(tmp_path / "m.gguf", CONFIGS["llama"], tok))[0]
+    entries = {key.removeprefix("tokenizer.ggml."): value for key, value in entries.items()}
+    kinds = entries["token_type"].tolist()
+    assert kinds == ([1] * 287 + [3, 3, 4] if asked else [1] * 289 + [3])
+    assert (entries["bos_token_id"], entries["eos_token_id"]) == (begin, end)
+    assert entries["add_bos_token"] is asked and entries["add_space_prefix"] is False
+
+
+def test_marks_come_back(tmp_path):
+    """Which one ends a text, and which is a mark wherever it stands; and the beginning, if used."""
+    tok = marked_tokenizer()
     path = gguf_of(tmp_path / "m.gguf", CONFIGS["llama"], tok)
     read = load_gguf(path)[2]
     assert (read.end_name, read.begin_name, read.always_allowed) == ("<|im_end|>", "<s>", {"<b>"})
@@ -72,6 +92,29 @@ def test_a_gguf_says_what_the_model_says(tmp_path, name):
     assert not np.array_equal(q, model_of(config).block(0)["wqkv"].T[: len(q)])
 
 
+def test_a_gpt2_has_the_names_that_llama_cpp_looks_for(tmp_path):
+    """Reading would undo a mistake that writing has made: both take the names from one table."""
+    config = CONFIGS["gpt2"]
+    tensors = read_gguf(gguf_of(tmp_path / "m.gguf", config))[1]
+    ours = {
+        "attn_norm": "attn_norm", "attn_qkv": "wqkv", "attn_output": "wo", "ffn_norm": "mlp_norm",
+        "ffn_up": "w_up", "ffn_down": "w_down",
+    }  # fmt: skip
+    params = model_of(config)
+    expected = {
+        "token_embd.weight": params["wte"], "position_embd.weight": params["wpe"],
+        "output_norm.weight": params["norm"], "output_norm.bias": params["norm_bias"],
+    }  # fmt: skip
+    for i in range(config.n_layer):
+        block = params.block(i)
+        for name, our in ours.items():
+            expected[f"blk.{i}.{name}.weight"] = block[our].T  # of a vector the same
+            expected[f"blk.{i}.{name}.bias"] = block[bias_of(our)]
+    assert sorted(tensors) == sorted(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(tensors[name].floats(), array, err_msg=name)
+
+
 @pytest.mark.parametrize("name", GGUF_CONFIGS)
 def test_llama_cpp_reads_it(tmp_path, name):
     llama_cpp = pytest.importorskip("llama_cpp")
@@ -97,6 +140,11 @@ def test_llama_cpp_reads_it(tmp_path, name):
         (lambda e, t: e.update({"llama.expert_count": 8}), "expert_count is 8"),
         (lambda e, t: e.update({"llama.rope.scaling.type": "yarn"}), "type is 'yarn'"),
         (lambda e, t: e.update({"llama.rope.dimension_count": 4}), "dimension_count is 4"),
+        (lambda e, t: e.update({"llama.attention.sliding_window": 8}), "sliding_window is 8"),
+        (lambda e, t: e.update({"llama.attention.key_length": 4}), "key_length is 4"),
+        (lambda e, t: e.update({"llama.attention.value_length": 4}), "value_length is 4"),
+        (lambda e, t: e.update({"llama.attention.scale": 0.5}), r"attention.scale is 0\.5"),
+        (lambda e, t: e.update({"llama.logit_scale": 0.5}), r"logit_scale is 0\.5"),
         (lambda e, t: e.pop("llama.block_count"), "does not say block_count"),
         (lambda e, t: e.update({"llama.block_count": 2**31}), "claims 2,147,483,648 layers"),
         (lambda e, t: e.pop("tokenizer.ggml.merges"), "no list tokenizer.ggml.merges"),

@@ -235,6 +235,17 @@ def test_a_token_may_be_made_twice_while_nothing_uses_it(spec, tmp_path):
     assert_same_ids(tok, theirs(tmp_path / "tokenizer.json"), ["abcd abcabcd bcd abdabc"])
 
 
+@pytest.mark.parametrize("merges", ["a b|b c|ab c|abc d|a bc", "a b|b c|ab c|ab c"])
+def test_but_not_later_and_not_of_the_same_two(merges, spec, tmp_path):
+    """What is refused depends on the encoder: which of the two merges would come first?"""
+    names = ["ab", "bc", "abc", "abcd"]
+    spec["model"]["vocab"] = {c: i for i, c in enumerate([*CHARACTER_OF.values(), *names])}
+    spec["model"]["merges"] = merges.split("|")
+    spec["added_tokens"] = []
+    with pytest.raises(UserError, match=r"' makes a token that was made, and used, before$"):
+        load(spec, tmp_path)
+
+
 def test_a_folder_of_theirs_is_read_by_its_tokenizer_json(tok, spec, tmp_path):
     tok.save(tmp_path / "whole")
     (tmp_path / "whole" / "tokenizer_config.json").write_text('{"model_max_length": 1024}')

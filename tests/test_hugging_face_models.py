@@ -25,8 +25,9 @@ from interchange_helpers import (
 
 from npgpt.errors import UserError
 from npgpt.interchange import read_model
+from npgpt.interchange.facts import Facts
 from npgpt.interchange.gguf_model import save_gguf
-from npgpt.interchange.hugging_face import save_folder
+from npgpt.interchange.hugging_face import gpt2_config, llama_config, save_folder
 from npgpt.interchange.llama2c import save_llama2c
 from npgpt.interchange.safetensors import SINGLE, read_safetensors, write_safetensors
 from npgpt.model import GPTConfig, forward
@@ -104,11 +105,16 @@ def test_what_a_folder_must_say(tmp_path):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings["clean_up_tokenization_spaces"] is False
+    assert settings["model_max_length"] == config["max_position_embeddings"] == 16
     assert settings["bos_token"] == settings["eos_token"] == END_OF_TEXT
     parts = json.loads((folder / "tokenizer.json").read_text())
     assert parts["pre_tokenizer"]["add_prefix_space"] is False
     names = set(read_safetensors(folder / SINGLE))
     assert "lm_head.weight" in names and "model.layers.1.self_attn.q_proj.bias" in names
+    folder = folder_of(tmp_path / "some", replace(CONFIGS["rich llama"], qkv_bias=False))
+    assert json.loads((folder / "config.json").read_text())["attention_bias"] is True
+    tensors = read_safetensors(folder / SINGLE)  # which then must have all four of them
+    assert not np.any(tensors["model.layers.1.self_attn.k_proj.bias"].floats())
     folder = folder_of(tmp_path / "tied", CONFIGS["llama"])
     assert "lm_head.weight" not in read_safetensors(folder / SINGLE)
     assert config["dtype"] == config["torch_dtype"] == "float32"
@@ -125,6 +131,10 @@ def test_what_a_folder_must_say(tmp_path):
         ("llama", {"head_dim": 16}, "head_dim is 16"),
         ("llama", {"sliding_window": 4096}, "sliding_window is 4096"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ("llama", {"use_sliding_window": True}, "use_sliding_window is True"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved is True"),
+        ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5"),
+        ("llama", {"num_local_experts": 8}, "num_local_experts is 8"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
@@ -135,6 +145,7 @@ def test_what_a_folder_must_say(tmp_path):
         ("llama", {"hidden_size": True}, "hidden_size is True, and must be a whole number"),
         ("llama", {"hidden_size": "gone"}, "does not say hidden_size"),
         ("llama", {"hidden_size": 48, "head_dim": 16}, "has shape .*, and its config"),
+        ("llama", {"intermediate_size": 10}, r"gate_proj\.weight' has shape \(20, 24\), and its"),
         ("llama", {"num_attention_heads": 0, "head_dim": 24}, "n_head is 0"),
         ("llama", {"num_hidden_layers": 10**9}, "claims 1,000,000,000 layers"),
         ("llama", {"num_hidden_layers": 3}, "has no tensor model.layers.2"),
@@ -145,6 +156,9 @@ def test_what_a_folder_must_say(tmp_path):
         ("rich llama", {"mlp_bias": False}, "mlp_bias is False, but its weights have"),
         ("gpt2", {"activation_function": "silu"}, "activation_function is 'silu'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
+        ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config is"),
         ("gpt2", {"n_head": 5}, "does not split into n_head 5 heads"),
     ],
 )
@@ -154,6 +168,19 @@ def test_what_a_configuration_asks_for_and_we_lack(tmp_path, name, values, sente
     with pytest.raises(UserError, match=sentence) as error:
         read_model(folder)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_configuration_leaves_out_is_as_transformers_has_it():
+    shape = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2}
+    facts = Facts({**shape, "num_attention_heads": 2}, "config.json")
+    assert llama_config(facts, 290, {}) == GPTConfig(
+        290, 2048, n_layer=2, n_head=2, n_embd=24, n_hidden=20, rope_theta=10_000.0, norm_eps=1e-6,
+        tie=False,
+    )  # fmt: skip
+    assert gpt2_config(Facts({"n_inner": None}, "config.json"), 50257, {}) == GPTConfig(
+        50257, 1024, n_layer=12, n_head=12, n_embd=768, n_hidden=3072, norm_eps=1e-5, tie=True,
+        norm="layernorm", position="learned", mlp="gelu_tanh", bias=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["llama 3", "gpt2"])
@@ -205,6 +232,17 @@ def test_names_without_the_outer_prefix_and_rows_to_spare(tmp_path):
     np.testing.assert_array_equal(params.flat, model_of(config).flat)
 
 
+def test_a_tied_table_may_be_there_twice(tmp_path):
+    config = CONFIGS["llama"]
+    folder = folder_of(tmp_path / "hf", config)
+    arrays = {n: t.floats() for n, t in read_safetensors(folder / SINGLE).items()}
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    write_safetensors(folder / SINGLE, {n: (a.shape, lambda a=a: a) for n, a in arrays.items()})
+    read, params, _ = read_model(folder)
+    assert read == config
+    np.testing.assert_array_equal(params.flat, model_of(config).flat)
+
+
 def test_biases_on_some_matrices_but_then_in_every_block(tmp_path):
     config = CONFIGS["rich llama"]
     folder = folder_of(tmp_path / "hf", config)
@@ -235,7 +273,11 @@ def test_marks_from_elsewhere(tmp_path):
     tok = read_model(folder)[2]
     assert (tok.end_name, tok.begin_name) == ("<|im_end|>", "<s>")
     exported = folder_of(tmp_path / "exported", CONFIGS["llama"], tok)
-    assert read_model(exported)[2].begin_name == "<s>"
+    read = read_model(exported)[2]
+    assert (read.end_name, read.begin_name) == ("<|im_end|>", "<s>")
+    for file in ("config.json", "generation_config.json"):
+        said = json.loads((exported / file).read_text())
+        assert (said["bos_token_id"], said["eos_token_id"]) == (tok.begin_of_text, tok.end_of_text)
     tok.save(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert (again.end_of_text, again.begin_of_text) == (tok.end_of_text, tok.begin_of_text)
@@ -278,6 +320,12 @@ def test_characters_for_other_programs(tmp_path):
         theirs.encode("Z")
 
 
+LLAMA2C_LACKS = (
+    dict(bias=True), dict(head_bias=True), dict(norm_eps=1e-6), dict(rope_theta=500.0),
+    dict(rope_factor=4.0), dict(norm="layernorm"), dict(position="none"), dict(mlp="gelu"),
+)  # fmt: skip
+
+
 def test_odd_shapes_are_refused(tmp_path):
     config = CONFIGS["llama"]
     with pytest.raises(UserError, match=r"the kind .char.*--format npz"):
@@ -290,9 +338,14 @@ def test_odd_shapes_are_refused(tmp_path):
         odd = GPTConfig(**SMALL, **GPT2, n_head=4, n_kv_head=2, mlp="relu")
         with pytest.raises(UserError, match="2 key/value heads for 4 heads"):
             save(tmp_path, odd, model_of(odd), TOK)
+        odd = GPTConfig(**SMALL, **GPT2, n_head=3, mlp="gelu_tanh", head_bias=True)
+        with pytest.raises(UserError, match="the output of this model has a bias"):
+            save(tmp_path, odd, model_of(odd), TOK)
+    for odd in (replace(CONFIGS["llama"], **more) for more in LLAMA2C_LACKS):
+        with pytest.raises(UserError, match="knows one model: rmsnorm"):
+            save_llama2c(tmp_path / "m.bin", odd, model_of(odd))
     assert not any(tmp_path.iterdir())
-    relu = GPTConfig(**SMALL, **GPT2, n_head=3, mlp="relu")
-    with pytest.raises(UserError, match=r"llama\.cpp computes the MLP of a GPT-2 with gelu_tanh"):
-        save_gguf(tmp_path / "m.gguf", relu, model_of(relu), TOK, "m")
-    with pytest.raises(UserError, match="knows one model: rmsnorm"):
-        save_llama2c(tmp_path / "m.bin", relu, model_of(relu))
+    for mlp in ("relu", "gelu"):
+        odd = GPTConfig(**SMALL, **GPT2, n_head=3, mlp=mlp)
+        with pytest.raises(UserError, match=r"llama\.cpp computes the MLP of a GPT-2 with gelu_t"):
+            save_gguf(tmp_path / "m.gguf", odd, model_of(odd), TOK, "m")

@@ -2,21 +2,22 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from interchange_helpers import CONFIGS, SMALL, folder_of, model_of
+from interchange_helpers import CONFIGS, SMALL, TOK, folder_of, model_of
 
 from npgpt import export, load
+from npgpt.backend import bfloat16
 from npgpt.errors import UserError
 from npgpt.interchange import card, read_model
 from npgpt.interchange.llama2c import load_llama2c, save_llama2c
 from npgpt.interchange.safetensors import SINGLE, read_safetensors
 from npgpt.interchange.sums import SUMS, check_sums, write_sums
 from npgpt.model import GPTConfig
-from npgpt.runs import find_run, load_run
+from npgpt.runs import find_run, load_run, make_run_dir
 from npgpt.tokenizer import load_tokenizer
 
 # llama2.c.
@@ -24,7 +25,8 @@ from npgpt.tokenizer import load_tokenizer
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_llama2c_model_comes_back(tmp_path, tie):
-    config = GPTConfig(**SMALL, n_head=6, n_kv_head=2, tie=tie)
+    # Heads of 6 channels: of 4, the permutation that RoPE wants is its own inverse.
+    config = GPTConfig(**SMALL, n_head=4, n_kv_head=2, tie=tie)
     save_llama2c(tmp_path / "m.bin", config, model_of(config))
     read, params = load_llama2c(tmp_path / "m.bin")
     assert read == config
@@ -96,14 +98,59 @@ def test_export_and_load_again(folder, kind):
         assert "# it\n" in card and "read from `" in card
 
 
+def npz(folder):
+    with np.load(folder / "model.npz") as arrays:
+        return dict(arrays)
+
+
 def test_export_npz(folder):
     config, _ = loaded(folder)
     export.main(export.Settings("it", "npz"))
     out = folder / "runs" / "it" / "export-npz"
-    with np.load(out / "model.npz") as arrays:
-        for name, w in model_of(config).items():
-            np.testing.assert_array_equal(arrays[name], w)
+    for name, w in model_of(config).items():
+        np.testing.assert_array_equal(npz(out)[name], w)
     assert json.loads((out / "gpt_config.json").read_text()) == asdict(config)
+    assert load_tokenizer(out / "tokenizer").tokens == TOK.tokens
+
+
+def test_export_for_llama2c(folder, capsys):
+    config, _ = loaded(folder, "llama")
+    export.main(export.Settings("it", "llama2c", out=folder / "out"))
+    assert "run.c knows SentencePiece alone" in capsys.readouterr().out
+    read, params = load_llama2c(folder / "out" / "model.bin")
+    assert read == config
+    np.testing.assert_array_equal(params.flat, model_of(config).flat)
+    assert load_tokenizer(folder / "out" / "tokenizer").tokens == TOK.tokens
+
+
+def test_rounded_to_bf16(folder):
+    config, _ = loaded(folder)
+    export.main(export.Settings("it", "hf", dtype="bf16", out=folder / "out"))
+    assert {t.kind for t in read_safetensors(folder / "out" / SINGLE).values()} == {"BF16"}
+    w, read = model_of(config)["wte"], read_model(folder / "out")[1]["wte"]
+    np.testing.assert_array_equal(read, w.astype(bfloat16()).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_what_stands_for_no_token_is_not_exported(folder, kind):
+    """Nobody else knows not to draw it."""
+    config = CONFIGS["llama"]
+    padded = replace(config, vocab_size=config.vocab_size + 22, padding=22)
+    params = model_of(padded)
+    load.save_run(make_run_dir("it", "it"), padded, params, TOK, "here")
+    out = folder / "out"
+    export.main(export.Settings("it", kind, out=out))
+    read, weights = {
+        "hf": lambda: read_model(out)[:2],
+        "gguf": lambda: read_model(out / "it.gguf")[:2],
+        "llama2c": lambda: load_llama2c(out / "model.bin"),
+        "npz": lambda: (GPTConfig(**json.loads((out / "gpt_config.json").read_text())), npz(out)),
+    }[kind]()
+    assert read == config
+    np.testing.assert_array_equal(weights["wte"], params["wte"][: config.vocab_size])
+    if kind == "hf":
+        about = json.loads((out / "config.json").read_text())
+        assert about["vocab_size"] == config.vocab_size == TOK.vocab_size
 
 
 def test_the_certificate(folder, capsys):
@@ -138,11 +185,17 @@ def test_a_flipped_bit_is_noticed(folder):
 
 
 def test_checksums_are_of_all_files_but_themselves(folder):
-    (folder / "a").write_text("a")
+    (folder / "below").mkdir()
+    for name in ("a", "below/b"):
+        (folder / name).write_text(name)
     for _ in "ab":
         write_sums(folder)
     check_sums(folder)
-    assert [line.split()[1] for line in (folder / SUMS).read_text().splitlines()] == ["a"]
+    listed = [line.split()[1] for line in (folder / SUMS).read_text().splitlines()]
+    assert listed == ["a", "below/b"]
+    (folder / "below" / "b").write_text("c")
+    with pytest.raises(UserError, match="b has changed since it was written"):
+        check_sums(folder)
 
 
 def test_the_card_tells_what_the_weights_have_seen(folder, monkeypatch):
@@ -169,10 +222,12 @@ def test_a_failed_export_leaves_nothing(folder, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("npgpt.interchange.card.write_card", fail)
-    with pytest.raises(UserError, match=r"can't write .*No space left"):
-        export.main(export.Settings("it", "hf", out=folder / "out"))
-    assert sorted(p.name for p in folder.iterdir()) == ["hf", "runs"]
+    for step in ("npgpt.interchange.card.write_card", "os.rename"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step, fail)
+            with pytest.raises(UserError, match=r"can't write .*No space left"):
+                export.main(export.Settings("it", "hf", out=folder / "out"))
+        assert sorted(p.name for p in folder.iterdir()) == ["hf", "runs"]
 
 
 @pytest.mark.parametrize(
@@ -201,3 +256,5 @@ def test_programs_name_their_mistakes(capsys, folder):
         load.Settings()
     with pytest.raises(UserError, match="there is no trained model under runs"):
         export.main(export.Settings())
+    with pytest.raises(UserError, match="--dtype bf16 is for --format hf: leave one of them out"):
+        export.main(export.Settings(format="gguf", dtype="bf16"))

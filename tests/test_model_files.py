@@ -54,6 +54,21 @@ def test_bf16_takes_half_the_room(tmp_path):
     assert np.max(np.abs(read / W.T - 1)) < 2**-8
 
 
+def test_the_header_may_name_the_arrays_in_any_order(tmp_path):
+    data = np.arange(4, dtype="<f4").tobytes()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(raw_safetensors({"b": entry(offsets=[8, 16]), "a": entry()}, data))
+    read = read_safetensors(path)
+    assert list(read) == ["a", "b"] and read["b"].floats().tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("save", [write, lambda path, arrays: write_gguf(path, {}, arrays)])
+def test_an_array_of_another_shape_than_announced_is_not_written(tmp_path, save):
+    with pytest.raises(ValueError, match=r"w is \(5, 32\), announced (as )?\(32, 5\)"):
+        save(tmp_path / "m", {"w": ((32, 5), lambda: W)})
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parity
 def test_the_package_reads_it_too_and_a_transposed_view_is_not_scrambled(tmp_path):
     load_file = pytest.importorskip("safetensors.numpy").load_file
@@ -223,6 +238,15 @@ def line(name=b"w", shape=(4,), kind=0, place=0):
 
 def padded(raw, data):
     return raw + bytes(-len(raw) % 32) + data
+
+
+@pytest.mark.parametrize("alignment", [8, 32, 256])
+def test_a_gguf_of_another_alignment(tmp_path, alignment):
+    body = text(b"general.alignment") + struct.pack("<II", 4, alignment) + line()
+    raw = header(tensors=1, entries=1, body=body)
+    raw += bytes(-len(raw) % alignment) + np.arange(4, dtype="<f4").tobytes()
+    (tmp_path / "m.gguf").write_bytes(raw)
+    np.testing.assert_array_equal(read_gguf(tmp_path / "m.gguf")[1]["w"].floats(), np.arange(4))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,9 @@ def test_a_part_goes_on_where_it_was():
         for done in range(len(whole) + 1):
             assert list(part.documents(done, 10 * done)) == whole[done:]
     assert len(whole) == 4, "a document that has begun is not cut"
+    assert list(Part(source(documents), most=30).documents()) == documents[:3]
+    middle = Part(source(documents), (2, 3), (7, 4)).documents()
+    assert list(middle) == [documents[2][3:], *documents[3:7], documents[7][:4]]
 
 
 # Documents to ids.
@@ -202,7 +205,8 @@ def test_the_next_run_finds_the_tokens(capsys):
     "change",
     [
         "--valid-fraction 0.2", "--vocab-size 290", "--tokenizer char", "--tokenizer-mb 1",
-        "--data-mb 2", "--valid other.txt", "--tokenizer-from tok", "touched", "code",
+        "--data-mb 2", "--valid other.txt", "--tokenizer-from tok", "touched", "tokenizer/bpe.py",
+        "corpus/sources.py", "corpus/parquet.py", "corpus/tokenizing.py",
     ],
 )  # fmt: skip
 def test_other_tokens_have_another_folder(change, monkeypatch):
@@ -212,11 +216,38 @@ def test_other_tokens_have_another_folder(change, monkeypatch):
     prepared("--data book.txt --vocab-size 280")
     if change == "touched":
         os.utime("book.txt", (1, 1))
-    elif change == "code":
-        monkeypatch.setattr("npgpt.corpus.prepare.CODE", ("sources.py",))
+    elif change.endswith(".py"):
+        for folder in ("tokenizer", "corpus"):
+            shutil.copytree(ROOT / "npgpt" / folder, Path("npgpt", folder))
+        Path("npgpt", change).write_text("another code")
+        monkeypatch.setattr("npgpt.corpus.prepare.__file__", "npgpt/corpus/prepare.py")
     options = change if change.startswith("--") else ""
     size = "" if "--vocab" in options or "--tokenizer-from" in options else "--vocab-size 280"
     prepared(f"--data book.txt {size} {options}")
+    assert len(folders()) == 2
+
+
+def test_another_storybook_has_another_folder(monkeypatch):
+    from data import storybook_grammar
+
+    line = "--preset tiny --words 3000 --vocab-size 300"
+    prepared(line)
+    prepared(f"{line} --seed 7")
+    Path("grammar.py").write_bytes(Path(storybook_grammar.__file__).read_bytes() + b"# changed")
+    monkeypatch.setattr(storybook_grammar, "__file__", "grammar.py")
+    prepared(line)
+    assert len(folders()) == 3
+
+
+def test_another_end_of_text_has_another_folder():
+    """Of models with one vocabulary, one may end its documents with another mark than the other."""
+    Path("book.txt").write_text(END_OF_TEXT.join([BOOK] * 9))
+    tok = BPETokenizer.from_merges([], ["<|end|>", "<|stop|>"])
+    for name in tok.special_tokens:
+        tok.end_name = name
+        tok.save("tok")
+        tokens = prepared("--data book.txt --tokenizer-from tok").train.tokens
+        assert tokens[0] == tokens[-1] == tok.end_of_text
     assert len(folders()) == 2
 
 
@@ -256,13 +287,15 @@ def test_the_tokenizer_does_not_see_the_validation_text():
     assert not any(b"zy" in token for token in data.tokenizer.tokens)
 
 
-def test_the_tokenizer_reads_the_beginning_of_a_large_text(capsys, monkeypatch):
-    texts = ["ababab " * 100_000, "ababab " * 100_000, "cdcdcd " * 100_000]
+@pytest.mark.parametrize("limit", ["--tokenizer-mb 1", "--data-mb 1"])
+def test_the_tokenizer_reads_the_beginning_of_a_large_text(limit, capsys):
+    texts = ["ababab " * 100_000, "ababab " * 100_000, "cdcdcd " * 300_000]
     Path("book.txt").write_text(END_OF_TEXT.join(texts))
     Path("valid.txt").write_text("ab")
-    data = prepared("--data book.txt --valid valid.txt --vocab-size 259 --tokenizer-mb 1")
+    data = prepared(f"--data book.txt --valid valid.txt --vocab-size 259 {limit}")
     assert not any(b"cd" in token for token in data.tokenizer.tokens)
-    assert "  from the first 1.4 MB of the text: see --tokenizer-mb\n" in capsys.readouterr().out
+    told = "  from the first 1.4 MB of the text: see --tokenizer-mb\n" in capsys.readouterr().out
+    assert told == (limit == "--tokenizer-mb 1")
 
 
 def test_no_more_than_asked_for_is_read():
@@ -344,6 +377,7 @@ def test_what_is_no_place_of_tokens():
         ("--data none.bin", "there is no text at none.bin: give --data a file or a folder, or one"),
         ("--data shakespear", "or one of storybook, tinystories, shakespeare, fineweb-edu"),
         ("--data book.txt --vocab-size 99999", "vocab_size 99999 is larger than this text"),
+        ("--data tiny.txt --tokenizer char", "tiny.txt leaves 3 bytes to train on: give a longer"),
         ("--data-mb 0", "--data-mb is 0, but it must be 1 or more"),
         ("--tokenizer-mb 0", "--tokenizer-mb is 0, but it must be 1 or more"),
         ("--data book.txt --tokenizer-from tok --vocab-size 9", "leave out --vocab-size, or it"),
@@ -356,6 +390,7 @@ def test_a_mistake_is_one_sentence(line, sentence):
     nanogpt("theirs", tok)
     Path("lone.bin").write_bytes(Path("theirs/train.bin").read_bytes())
     Path("book.txt").write_text(BOOK * 40)
+    Path("tiny.txt").write_text("abcd")
     BPETokenizer.train([BOOK], 260).save("small")
     if "ours" in line:
         os.rename(prepared("--data book.txt --vocab-size 280").train.path.parent, "ours")
@@ -440,10 +475,11 @@ def test_killed_again_and_again(monkeypatch, tmp_path):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+@pytest.mark.parametrize("done", [0, 2])
+def test_ctrl_c_says_how_to_go_on(done, monkeypatch, capsys):
     def interrupted(documents, tokenizer):
         batches.append(documents)
-        if len(batches) == 3:
+        if len(batches) > done:
             raise KeyboardInterrupt
         return encode_documents(documents, tokenizer)
 
@@ -454,11 +490,14 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
         patch.setattr(tokenizing, "encode_documents", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared("--data book.txt --tokenizer char")
-    assert "\n  stopped after 40 documents: the same command goes on\n" in capsys.readouterr().out
+    told = f"\n  stopped after {20 * done} documents: the same command goes on\n"
+    assert told in capsys.readouterr().out
     data = prepared("--data book.txt --tokenizer char")
-    assert "  train.bin: 40 documents are done already\n" in capsys.readouterr().out
-    text = "".join(text_of(file, data.tokenizer) for file in (data.train, data.valid))
-    assert text.count(BOOK.strip()) == 100
+    told = "  train.bin: 40 documents are done already\n" in capsys.readouterr().out
+    assert told == (done > 0)
+    for file, documents in ((data.train, 95), (data.valid, 5)):
+        text = END_OF_TEXT + (BOOK.strip() + END_OF_TEXT) * documents
+        assert text_of(file, data.tokenizer) == text, "nothing twice, and no mark"
 
 
 def test_two_at_once_make_them_once():

@@ -137,6 +137,7 @@ def test_first_and_stop_divide_the_documents(tables, tmp_path):
     assert list(valid.documents(12)) == []
     assert list(train.documents()) == tables[1][10:]
     assert list(train.documents(70)) == tables[1][80:]
+    assert list(table_source(tables, tmp_path, first=4, stop=9).documents(2)) == tables[1][6:9]
     assert valid.fingerprint() != train.fingerprint()
     assert train.fingerprint() == table_source(tables, tmp_path / "x", first=10).fingerprint()
 
@@ -174,7 +175,12 @@ def test_whole_files_before_are_not_even_asked_for(server, tables, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "note", [b"", b"[]", b"{}", b"\xff", b'{"url": "x", "counts": [90], "total": 90}']
+    "note",
+    [b"", b"[]", b"{}", b"\xff"]
+    + [
+        b'{"url": "another", "counts": %s}' % rest
+        for rest in (b'[90], "total": 90', b'[1], "total": 3')
+    ],
 )
 def test_damaged_counts_cost_time_only(tables, tmp_path, note):
     (tmp_path / "one.parquet.json").write_bytes(note)

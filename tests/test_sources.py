@@ -58,6 +58,11 @@ def test_text(tmp_path, name, packed):
     assert read(write(tmp_path / name, TEXT, packed)) == DOCUMENTS
 
 
+@pytest.mark.parametrize("text", ["\u3000a b", "a b\u00a0", "\n\u2003 a b\t", "\u00a0a b\u2028"])
+def test_white_space_that_ascii_has_not_is_stripped_too(text):
+    assert sources.clean(text.encode()) == b"a b"
+
+
 @pytest.mark.parametrize("packed", PACK)
 def test_lines_of_json(tmp_path, packed):
     path = write(tmp_path / "a.jsonl", LINES, packed)
@@ -240,7 +245,9 @@ def test_a_fingerprint_changes_with_the_files(tmp_path):
     assert open_source(one, "story").fingerprint() != known
     os.utime(two, ns=(0, 0))
     assert open_source(two).fingerprint() != known
+    before = one.stat()
     one.write_bytes(b"three")
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert open_source(one).fingerprint() != known
     made = [GivenSource("x", None, i).fingerprint() for i in ("1", "2")]
     assert len({*made, known}) == 3

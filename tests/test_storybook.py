@@ -6,12 +6,14 @@ text determines every choice that was made for it, so that −log p of the choic
 the text.
 """
 
+import doctest
 import hashlib
 import math
 import os
 import re
 import statistics
 import time
+from collections import Counter
 
 import pytest
 
@@ -154,6 +156,12 @@ def test_names_of_heroes_are_distinct_from_friends():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("module", [grammar, checker])
+def test_the_examples_in_the_text(module):
+    result = doctest.testmod(module, extraglobs={"stories": sb.stories})
+    assert result.attempted and not result.failed
+
+
 # ------------------------------------------------------------------------------ probability
 
 
@@ -206,6 +214,36 @@ def test_entropy_against_enumeration():
     )
 
 
+def test_entropy_is_that_of_the_texts(monkeypatch):
+    """Of a story so short that all can be written down: cards that depend on others, and slots."""
+    template = "[3:Once|One day], <name> the <kind> saw a [fox|goose] and <he> [ran|3:hid and ran]."
+    story = (tree.Deal(("kind", "name")), " ", tree._compile(template))
+    monkeypatch.setattr(sb, "GRAMMAR", story)
+    texts = Counter()
+    total = sum(card["weight"] for card in grammar.DECKS["kind"])
+    for kind in grammar.DECKS["kind"]:
+        names = grammar.DECKS["name"][kind["names"]]
+        for name in names:
+            p = kind["weight"] / total / len(names)
+            for opening, q in ("Once", 3 / 4), ("One day", 1 / 4):
+                for seen in ("fox", "goose"):
+                    for end, r in ("ran", 1 / 4), ("hid and ran", 3 / 4):
+                        text = f"{opening}, {name['*']} the {kind['*']} saw a {seen}"
+                        texts[f"{text} and {name['he']} {end}."] += p * q * r / 2
+    assert math.fsum(texts.values()) == pytest.approx(1)
+    exact = sb.entropy()
+    nats = -math.fsum(p * math.log(p) for p in texts.values())
+    chars = math.fsum(p * len(text) for text, p in texts.items())
+    assert exact.nats_per_story == pytest.approx(nats)
+    assert exact.words_per_story == pytest.approx(
+        math.fsum(p * len(text.split()) for text, p in texts.items())
+    )
+    assert exact.chars_per_story == pytest.approx(chars)
+    assert exact.bits_per_char == pytest.approx(nats / chars / math.log(2))
+    for told, _ in zip(sb.stories(3), range(200)):
+        assert told.nats == pytest.approx(-math.log(texts[told.text]))
+
+
 def test_probabilities_of_choices_sum_to_one():
     def walk(node):
         if isinstance(node, tree.Choice):
@@ -240,6 +278,7 @@ def test_the_corpus_is_varied_and_of_the_promised_size(told):
     assert len({story.text for story in told}) == len(told)
     lengths = [len(story.text.split()) for story in told]
     assert 200_000 <= sum(lengths) < 200_000 + max(lengths)
+    assert sb.generate(lengths[0], seed=7) == told[:1] and sb.generate(0, seed=7) == []
     assert 50 <= min(lengths) and max(lengths) <= 140
     vocabulary = {w for s in told for w in re.findall("[a-z]+", s.text.lower())}
     assert 400 <= len(vocabulary) <= 630
@@ -341,6 +380,27 @@ def test_foreign_sentences_are_seen(told):
     assert verdict.ended and "The cat sat on the mat." in verdict.reason
 
 
+def test_the_offending_sentence_is_the_second_of_two_alike(told):
+    pieces = tree.TEXT_BREAK.split(told[0].text)
+    verdict = checker.judge(" ".join([*pieces[:3], *pieces[2:]]))
+    assert verdict.fault == "order" and verdict.reason.startswith(f"sentence 4, {pieces[2]!r}")
+
+
+def test_nothing_may_follow_the_end(told):
+    assert checker.judge(told[0].text + "!").fault == "sentence"
+
+
+def test_shares_are_of_stories_or_of_sentences(told):
+    good, text = told[2].text, told[3].text
+    bad = text.replace(tree.TEXT_BREAK.split(text)[3], "The cat sat on the mat.")
+    report = sb.check(f"{good}{sb.SEPARATOR}{bad}{sb.SEPARATOR}")
+    sentences = sum(len(tree.TEXT_BREAK.split(story)) for story in (good, bad))
+    assert (report.sentences, report.valid_sentences) == (sentences, sentences - 1)
+    assert report.share("valid_sentences") == (sentences - 1) / sentences
+    assert report.share("accepted") == report.share("all_valid") == 1 / 2
+    assert report.faults == {"sentence": 1} and report.share("ended") == 1
+
+
 def test_any_text_at_all_is_judged(told):
     garbage = ["", " ", "\n", "x", '"', "\x00\ufffd☃", ". . . ! ?", "Once upon a time", "a" * 9999]
     garbage += ["Once upon a time, there was a " * 500, "Tom. " * 3000, '"No!" ' * 2000]
@@ -352,6 +412,7 @@ def test_any_text_at_all_is_judged(told):
     report = sb.check(sb.SEPARATOR.join(garbage))
     assert report.stories == len(garbage) - 2  # one has no beginning and one no end
     assert report.accepted == report.consistent == report.ended == 0 and report.unfinished == 1
+    assert report.all_valid == 0, "nor has a story without a sentence only valid ones"
     assert report.faults["empty"] == 2 and len(report.reasons) == 5
     assert str(report)
     assert str(sb.check("")).startswith("0 stories")
@@ -393,6 +454,30 @@ def test_the_command_line(tmp_path, capsys):
     assert sb.main(["--entropy"]) == 0
     assert sb.main(["--check", str(path)]) == 0
     assert "100.0%" in capsys.readouterr().out
+
+
+def test_what_a_model_wrote_may_be_no_utf8(tmp_path, capsys):
+    (tmp_path / "cut").write_bytes("é".encode()[:1] + b"<|endoftext|>")
+    assert sb.main(["--check", str(tmp_path / "cut")]) == 0
+    assert capsys.readouterr().out.startswith("1 stories, and 0 unfinished")
+
+
+def test_a_file_that_fails_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "folder").mkdir()
+    assert sb.main(["--words", "5", "--out", str(tmp_path / "folder")]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write ")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_what_is_counted():
+    told = [sb.Story("Tom ran. Tom sat.", 2.0), sb.Story("Tom ran.", 5.0)]
+    assert sb.stats(told) == (
+        "stories    2, of them distinct 2\n"
+        "words      6; a story has 2 to 4\n"
+        "vocabulary 3 words; the rarest: tom 3, ran 2, sat 1\n"
+        "sentences  3, of them distinct 2\n"
+        "nats       3.5000 a story on average"
+    )
 
 
 @pytest.mark.parametrize(

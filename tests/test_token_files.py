@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from npgpt.corpus import token_files
-from npgpt.corpus.token_files import facts_path, link_tokens, open_tokens, vocabulary_sha256
+from npgpt.corpus.token_files import (
+    facts_path,
+    link_tokens,
+    open_tokens,
+    token_dtype,
+    vocabulary_sha256,
+)
 from npgpt.corpus.token_writer import TokenWriter
 from npgpt.errors import UserError
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
@@ -73,6 +79,10 @@ def test_large_vocabularies_need_wider_tokens(path):
     tokenizer = CharTokenizer([chr(0x10000 + i) for i in range((1 << 16) + 1)])
     found = write(path, [1 << 16, 5], tokenizer)
     assert found.tokens.dtype == np.uint32 and found.tokens.tolist() == [1 << 16, 5]
+
+
+def test_two_bytes_are_enough_for_65536_ids():
+    assert [token_dtype(n).itemsize for n in (2, 1 << 16, (1 << 16) + 1)] == [2, 2, 4]
 
 
 def test_without_the_check_only_the_length_is_looked_at(path):
@@ -180,17 +190,33 @@ def test_what_is_no_row_of_ids(tmp_path, content):
     assert "cannot be used (" in refused(path)
 
 
+def test_what_follows_the_row_is_none_of_it(tmp_path):
+    path = tmp_path / "train.npy"
+    np.save(path, IDS)
+    path.write_bytes(path.read_bytes() + bytes(2))
+    assert "has 20,132 bytes, and announces 20,130" in refused(path)
+
+
 def test_another_kind_of_name(tmp_path):
     IDS.tofile(tmp_path / "train.dat")
     assert "its name must end with .bin or .npy" in refused(tmp_path / "train.dat")
 
 
-def test_another_tokenizer_is_refused(path):
+@pytest.mark.parametrize("letters", [LETTERS[1:], LETTERS[::-1]])
+def test_another_tokenizer_is_refused(path, letters):
     write(path)
-    other = CharTokenizer.train([LETTERS[1:]], special_tokens=[END_OF_TEXT])
+    other = CharTokenizer(list(letters), special_tokens=[END_OF_TEXT])
     sentence = refused(path, other)
     for tokenizer in (TOK, other):
         assert f"{vocabulary_sha256(tokenizer)[:8]}, {tokenizer.vocab_size} tokens" in sentence
+
+
+def test_tokens_with_another_end_of_text_are_refused(path):
+    tok = CharTokenizer(list(LETTERS), ["<|end|>", "<|stop|>"])
+    tok.end_name = "<|end|>"
+    write(path, IDS, tok)
+    tok.end_name = "<|stop|>"
+    assert "its documents end with token 26, and this tokenizer's with 27" in refused(path, tok)
 
 
 def test_the_fingerprint_is_of_all_that_decides_the_ids():
@@ -199,7 +225,10 @@ def test_the_fingerprint_is_of_all_that_decides_the_ids():
     same = BPETokenizer(tok.tokens, tok.merges, tok.special_tokens)
     assert vocabulary_sha256(same) == vocabulary_sha256(tok)
     swapped = [tok.merges[1], tok.merges[0], *tok.merges[2:]]
+    allowing = BPETokenizer(tok.tokens, tok.merges, tok.special_tokens)
+    allowing.always_allowed = frozenset([END_OF_TEXT])
     others = [
+        allowing,
         BPETokenizer.train(texts, 269),
         BPETokenizer.train(texts, 270, special_tokens=["<|end|>"]),
         BPETokenizer(tok.tokens, swapped, tok.special_tokens),
@@ -207,8 +236,15 @@ def test_the_fingerprint_is_of_all_that_decides_the_ids():
         CharTokenizer(list(LETTERS)),
         CharTokenizer(list(LETTERS), ["ab"]),
         CharTokenizer(list(LETTERS), ["a", "b"]),
+        CharTokenizer(["ab", "c"]),
+        CharTokenizer(["a", "bc"]),
     ]
     assert len({vocabulary_sha256(t) for t in [tok, *others]}) == 1 + len(others)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(path, named_when_safe):
+    write(path)
+    assert named_when_safe == [f"{path.name}.json", path.name], "its facts come first"
 
 
 # Writing goes on where it was.
@@ -269,7 +305,8 @@ def test_what_does_not_fit_is_begun_anew(path, change):
     assert np.array_equal(open_tokens(path, TOK, ADVICE).tokens, IDS)
 
 
-def test_a_killed_process_leaves_a_note(tmp_path):
+@pytest.mark.parametrize("more", ["", "more"])
+def test_a_killed_process_leaves_a_note(tmp_path, more):
     """Killed at once, without a moment to say goodbye: the note of some time before must do."""
     program = (
         "import os, signal, sys\n"
@@ -281,14 +318,15 @@ def test_a_killed_process_leaves_a_note(tmp_path):
         "for piece in np.array_split(IDS, 7)[:4]:\n"
         "    writer.append(piece, 1, int(np.sum(piece < 26)))\n"
         "token_writer.NOTE_SECONDS = 99.0\n"
-        "writer.append(IDS, 1, 3)\n"
-        "writer.file.flush()\n"
+        "if sys.argv[2]:\n"
+        "    writer.append(IDS, 1, 3)\n"
+        "    writer.file.flush()\n"
         "os.kill(os.getpid(), signal.SIGKILL if os.name == 'posix' else signal.SIGTERM)\n"
     )
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", program, __file__], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        [sys.executable, "-c", program, __file__, more], cwd=tmp_path, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode != 0 and not done.stderr
     assert sorted(os.listdir(tmp_path)) == ["train.bin.part", "train.bin.part.json"]

@@ -390,6 +390,7 @@ def test_a_special_token_with_the_bytes_of_an_ordinary_one(tmp_path):
         (["<|a|>", "<|a|>"], r"^the special token '<\|a\|>' is given twice"),
         ([""], "^a special token must not be empty"),
         (["A"], "^the special token 'A' is an ordinary token too"),
+        (["\ud800"], r"^the text has half a surrogate pair, U\+D800, at position 0"),
     ],
 )
 def test_bad_special_tokens(special, message):

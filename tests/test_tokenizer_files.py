@@ -10,10 +10,11 @@ from test_tokenizer import SAMPLE
 
 from npgpt.errors import UserError
 from npgpt.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, load_tokenizer
+from npgpt.tokenizer.files import saved_tokenizer
 
 
 def trained(kind):
-    special = [END_OF_TEXT, "<|naïve pad|>"]
+    special = ["<|naïve pad|>", END_OF_TEXT]  # in no alphabetical order
     if kind == "bpe":
         return BPETokenizer.train([SAMPLE], 350, special)
     return CharTokenizer.train([SAMPLE], special)
@@ -32,6 +33,19 @@ def test_save_and_load(kind, tmp_path):
     again.save(tmp_path / "twice")
     for file in (tmp_path / "twice").iterdir():
         assert file.read_bytes() == (tmp_path / "made" / "here" / file.name).read_bytes()
+    written = {f"tokenizer/{f.name}": f.read_bytes() for f in (tmp_path / "twice").iterdir()}
+    assert saved_tokenizer(tmp_path / "twice") == written, "a checkpoint keeps all of them"
+
+
+@pytest.mark.parametrize("begin", [END_OF_TEXT, "<|naïve pad|>", None])
+@pytest.mark.parametrize("end", [END_OF_TEXT, "<|naïve pad|>"])
+def test_the_marks_around_a_text_are_saved(end, begin, tmp_path):
+    tok = trained("bpe")
+    tok.end_name, tok.begin_name = end, begin
+    tok.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.end_of_text, again.begin_of_text) == (tok.end_of_text, tok.begin_of_text)
+    assert (again.end_name, again.begin_name) == (end, begin)
 
 
 def test_files_look_like_gpt2s(tmp_path):
@@ -101,6 +115,11 @@ def test_a_failed_save_leaves_the_old_file(kind, step, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^.*json cannot be written: No space left on device$"):
         tok.save(tmp_path)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, named_when_safe):
+    trained("char").save(tmp_path)
+    assert named_when_safe == ["chars.json", "tokenizer_config.json"]
 
 
 def test_saving_into_a_file(tmp_path):
@@ -206,6 +225,12 @@ DAMAGES = {
         "char",
         "chars.json",
         lambda p: edit_json(p, lambda c: c[::-1]),
+        "is empty or out of order",
+    ),
+    "a character twice": (
+        "char",
+        "chars.json",
+        lambda p: edit_json(p, lambda c: [c[0], *c]),
         "is empty or out of order",
     ),
     "special character": (
