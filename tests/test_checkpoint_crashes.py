@@ -42,15 +42,17 @@ pytestmark = pytest.mark.usefixtures("fast_disk")
 def test_everything_is_on_the_disk_before_it_is_relied_upon(tmp_path, monkeypatch):
     run = tmp_path / "new" / "run"
     root, first = run / "checkpoints", run / "checkpoints" / "step-00000001"
-    synced, renamed = [], []
+    synced, renamed, sizes = [], [], {}
 
     def fsync(handle):
         FSYNC(handle)
         synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        sizes[synced[-1]] = os.fstat(handle).st_size
 
     def rename(source, target, rename=os.rename):
         if target == first:  # the new one gets its name
             assert set(files_of(source)) <= set(synced)
+            assert all(sizes[file] == file.stat().st_size > 0 for file in files_of(source))
             assert set(synced[-2:]) == {source, source / "tokenizer"}  # after all files are named
             synced.clear()
         if target.name.startswith(".tmp"):  # an old one goes

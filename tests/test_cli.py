@@ -24,6 +24,7 @@ class Settings:
     tie: bool = option(True, "one table")
     out: Path | None = option(None, "a file", flag="-o")
     prompt: str = option("", "a text")
+    run: str | None = option(None, "a name")
     backend: str = option("numpy", "where", choices=("numpy", "cupy"))
     betas: tuple[float, float] = option((0.9, 0.95), "two numbers")
     files: tuple[str, ...] = option((), "some files")
@@ -35,10 +36,10 @@ def test_defaults():
 
 def test_reads_every_kind():
     line = "--steps 1_000 --max-lr 1e-3 --top-k 5 --limit none --no-tie -o a/b --prompt".split()
-    line += ["- once", "--backend", "cupy", "--betas", "0.8", "0.9", "--files", "a", "b"]
+    line += ["- once", *"--run None --backend cupy --betas 0.8 0.9 --files a b".split()]
     settings, given = parse(Settings, line)
     assert settings == Settings(
-        1000, 1e-3, 5, None, False, Path("a/b"), "- once", "cupy", (0.8, 0.9), ("a", "b")
+        1000, 1e-3, 5, None, False, Path("a/b"), "- once", "None", "cupy", (0.8, 0.9), ("a", "b")
     )
     assert given == set(Settings.__dataclass_fields__)
 

@@ -321,8 +321,9 @@ def test_what_the_text_refuses_is_refused_in_the_same_words():
     params = model(config)
     for decoder in (Decoder(params, config), make_decoder(params, config, threads=2)):
         cache = KVCache(config, 1, like=params["norm"])
-        with pytest.raises(IndexError):
-            decoder.read(np.array([[config.vocab_size]]), cache)
+        for unknown in (config.vocab_size, -config.vocab_size - 1):
+            with pytest.raises(IndexError):
+                decoder.read(np.array([[unknown]]), cache)
         cache.length = config.block_size
         with pytest.raises(ValueError, match="after 9 earlier tokens, but block_size 9 needs"):
             decoder.read(np.array([[0]]), cache)

@@ -1,16 +1,23 @@
 """The learning-rate finder: it finds the slope of a known curve, and writes nothing."""
 
 import os
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import train
 from data import storybook
 from npgpt.backend import kernels_enabled
 from npgpt.cli import main_with_errors, parse
-from npgpt.find_rate import FinderSettings, main, propose
+from npgpt.data import get_batch
+from npgpt.find_rate import FinderSettings, main, propose, try_rates
+from npgpt.model import GPTConfig, init_parameters
+from npgpt.optim import AdamW
+from npgpt.parallel import Workers
 from npgpt.pretrained import STORYBOOK
+from npgpt.settings import Settings
 
 
 def test_the_steepest_fall_of_a_known_curve():
@@ -18,6 +25,41 @@ def test_the_steepest_fall_of_a_known_curve():
     falling = 4.0 - 2.0 / (1.0 + np.exp(-3.0 * np.log(rates / 3e-3)))  # steepest at 3e-3
     rising = np.maximum(0.0, np.log(rates / 0.1))
     assert propose(rates, falling + rising) == pytest.approx(3e-3, rel=0.1)
+
+
+def test_each_trial_is_a_step_of_training():
+    """With its batch, its masks, its smoothing and its clipping, until the loss is lost."""
+    config = GPTConfig(
+        vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8, n_hidden=12, dropout=0.1
+    )
+    s = Settings(batch_size=2, accumulate=2, block_size=8, label_smoothing=0.01, clip=0.1, seed=3)
+    tokens = np.arange(300) % 11  # easily learned, and easily lost
+
+    def fresh():
+        params = init_parameters(config, 3)
+        return params, AdamW.for_parameters(params), Workers(params, 1)
+
+    params, optimizer, workers = fresh()
+    rates, losses, smoothed = try_rates(params, optimizer, workers, tokens, s, config, 200)
+    assert rates == pytest.approx(np.geomspace(1e-6, 1.0, 200)[: len(rates)])
+
+    params, optimizer, workers = fresh()
+    run = types.SimpleNamespace(
+        settings=s, xp=np, config=config, params=params, grads=params.zeros_like(),
+        optimizer=optimizer, workers=workers, loss_scale=None,
+    )  # fmt: skip
+    for run.step, rate in enumerate(rates):
+        ids, targets = get_batch(tokens, s.seed, run.step, 4, s.block_size)
+        loss, norm, _ = train.take_step(run, ids, targets, rate)
+        assert losses[run.step] == pytest.approx(loss, rel=1e-6), run.step
+        assert norm > s.clip
+
+        remembered = 0.9 ** np.arange(run.step, -1, -1)
+        mean = np.average(losses[: run.step + 1], weights=remembered)
+        assert smoothed[run.step] == pytest.approx(mean, rel=1e-9), run.step
+        is_lost = mean > 1.3 * min(smoothed[: run.step + 1])
+        assert is_lost == (run.step + 1 == len(rates)), run.step
+    assert len(rates) < 200
 
 
 def find(capsys, *argv):

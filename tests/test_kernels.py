@@ -117,6 +117,7 @@ MORE = (  # on inputs where a kernel has edges
     row("loss", "V no multiple of anything", guesses((3, 7, 331))),
     row("loss", "V = 2", guesses((3, 2))),
     row("loss", "nearly certain", guesses((2, 9, 130), scale=8.0)),
+    row("loss", "all far below zero", guesses((2, 9, 130), shift=-200.0)),
 )  # fmt: skip
 FUSED_CASES = [
     case
@@ -611,7 +612,8 @@ def test_what_is_not_finite_stays_not_finite(layer, bad):
 
 
 @pytest.mark.parametrize("size", [1, 5, 4096, 10_007])
-def test_adamw_is_as_exact_as_the_text(size):
+@pytest.mark.parametrize("eps", [1e-8, 1e-2])
+def test_adamw_is_as_exact_as_the_text(size, eps):
     rng = np.random.default_rng(size)
     p, m = 0.1 * rng.standard_normal((2, size))
     v, g = m**2 + 1e-4, 0.1 * rng.standard_normal((4, size))
@@ -623,7 +625,7 @@ def test_adamw_is_as_exact_as_the_text(size):
     ]:
         arrays = [z.astype(np.float32).astype(dtype) for z in (p, m, v)]
         for step, gradient in enumerate(g.astype(np.float32).astype(dtype), 1):
-            update(arrays[0], gradient, *arrays[1:], step, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+            update(arrays[0], gradient, *arrays[1:], step, 1e-2, 0.9, 0.95, eps, 0.1)
         results[name] = arrays
     for truth, plain, fast in zip(*results.values()):
         assert error(fast, truth) <= 2.0 * error(plain, truth) + FLOOR

@@ -2,7 +2,11 @@
 
 import csv
 import io
+import math
+import os
 import struct
+import sys
+import time
 
 import pytest
 
@@ -75,17 +79,22 @@ def test_the_checksum_is_crc32c():
 def test_an_event_file_holds_what_it_was_told(tmp_path):
     events = EventFile(tmp_path)
     events.add(1, {"loss": 2.5, "lr": 0.25})
-    events.add(300, {"loss": -1.5})
-    events.close()
+    events.add(128, {"loss": -1.5})
+    events.add(300, {"loss": -2.5})
     (path,) = tmp_path.glob("events.out.tfevents.*")
-    assert scalars(path) == [(1, "loss", 2.5), (1, "lr", 0.25), (300, "loss", -1.5)]
+    told = [(1, "loss", 2.5), (1, "lr", 0.25), (128, "loss", -1.5), (300, "loss", -2.5)]
+    assert scalars(path) == told, "at once, as a run may be killed"
+    assert all(abs(dict(event)[1] - time.time()) < 60 for event in records_of(path))
+    events.close()
+    assert scalars(path) == told
 
 
-def test_a_log_tells_tensorboard_once_and_again_after_a_crash(tmp_path):
+def test_a_log_tells_tensorboard_once_and_again_after_a_crash(tmp_path, monkeypatch):
     log = RunLog(tmp_path, 0, 10, tensorboard=True)
     for step in range(1, 5):
         log.record(step=step, loss=step / 2, norm=float("nan"), title="no number")
     log.close()
+    monkeypatch.setattr(os, "getpid", lambda: 0)  # another process, and so another file
     log = RunLog(tmp_path, 2, 10, tensorboard=True)  # steps 3 and 4 were not saved
     log.record(step=3, loss=8.0)
     log.close()
@@ -109,6 +118,28 @@ def test_tensorboard_reads_it(tmp_path):
     read = accumulator.EventAccumulator(str(tmp_path), {"scalars": 0})
     read.Reload()
     assert [(s.step, s.value) for s in read.Scalars("loss")] == [(i, i / 4) for i in range(300)]
+
+
+def test_what_is_logged_can_be_read_at_once(tmp_path, monkeypatch):
+    """By whoever watches the file or the pipe, and after a kill."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
+    log = RunLog(tmp_path, 0, 10)
+    log.record(step=1, loss=2.5, norm=-math.inf)
+    log.say("a line")
+    assert log.path.read_text() == '{"step": 1, "loss": 2.5, "norm": null}\n'
+    assert out.getvalue().split() == [b"a", b"line"]
+    log.close()
+
+
+def test_the_bar_goes_on_where_the_run_does(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log = RunLog(tmp_path, 7, 10)
+    log.advance()
+    assert (log.bar.n, log.bar.total) == (8, 10)
+    log.close()
 
 
 def test_csv_has_a_row_a_step():

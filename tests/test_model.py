@@ -150,9 +150,10 @@ def test_a_buffer_of_another_size_is_refused():
 def test_initial_weights(n_layer, tie):
     """Each matrix has its mean and standard deviation, within five standard errors."""
     config = GPTConfig(
-        vocab_size=500, block_size=8, n_layer=n_layer, n_head=4, n_embd=64, n_hidden=96, tie=tie
-    )
-    tables = {} if tie else {"wte": 0.5, "lm_head": 0.02}
+        vocab_size=500, block_size=64, n_layer=n_layer, n_head=4, n_embd=64, n_hidden=96, tie=tie,
+        position="learned",
+    )  # fmt: skip
+    tables = {} if tie else {"wte": 0.5, "wpe": 0.5, "lm_head": 0.02}
     for name, w in init_parameters(config, 1).items():
         if w.ndim == 1:
             assert np.all(w == 1.0), name
@@ -417,6 +418,7 @@ def test_it_learns_one_batch_by_heart(config):
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
         ({"rope_factor": 0.5}, "rope_factor 0.5"),
         ({"rope_kept": 64.0, "rope_stretched": 16.0}, "stretch no wave"),
+        ({"rope_kept": 64.0, "rope_stretched": 64.0}, "stretch no wave"),
     ],
     ids=str,
 )

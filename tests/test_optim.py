@@ -70,6 +70,22 @@ def test_each_cycle_is_as_long_as_the_first_unless_said():
     assert first == second == third and first[0] == 1.0
 
 
+def test_each_cycle_grows_where_that_is_said():
+    """Of 10 steps, then 20, then 40; in the middle of each the rate is in the middle too."""
+    for begins, length in ((4, 10), (14, 20), (34, 40)):
+        middle = begins + length // 2
+        lrs = [cosine_schedule(step, 4, 99, 1.0, 0.1, 10, 2) for step in (begins, middle)]
+        assert lrs == pytest.approx([1.0, 0.55], rel=1e-14), begins
+
+
+def test_rounding_does_not_fall_below_the_least_rate():
+    """As the plain formula does here, in the last bit."""
+    total, max_lr, min_lr = 10**9, 3e-3, 3e-4
+    fallen = 0.5 * (1.0 - math.cos(math.pi * (total - 1) / total))
+    assert max_lr - (max_lr - min_lr) * fallen < min_lr
+    assert cosine_schedule(total - 1, 0, total, max_lr, min_lr) == min_lr
+
+
 # ---------------------------------------------------------------------------- AdamW
 
 
@@ -183,6 +199,13 @@ def test_nan_is_seen():
     g = np.array([1.0, np.nan, 2.0])
     assert math.isnan(clip_gradient(g, 1.0))
     assert math.isnan(g[1])
+
+
+def test_an_infinite_gradient_is_left_as_it_is():
+    """Divided by its norm, all of it would be 0, but for one NaN."""
+    g = np.array([1.0, -np.inf, 2.0])
+    assert clip_gradient(g, 1.0) == math.inf
+    assert np.array_equal(g, [1.0, -np.inf, 2.0])
 
 
 def test_the_norm_is_summed_in_float64(text_only):

@@ -1,10 +1,13 @@
 """Rows on several threads: the gradient of the whole batch, the same bits each time."""
 
+import os
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from npgpt import parallel
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
 from npgpt.optim import AdamW, clip_gradient
 from npgpt.parallel import Workers, available_threads, cut
@@ -35,6 +38,40 @@ def test_threads_give_the_gradient_of_the_whole(threads, rows, most_rows):
     piecewise_loss, piecewise = gradients(threads, rows, 0.25, most_rows=most_rows)
     assert piecewise_loss == pytest.approx(loss, rel=1e-14)
     np.testing.assert_allclose(piecewise, grads.flat, rtol=0, atol=1e-14 * abs(grads.flat).max())
+
+
+def test_the_targets_are_smoothed_on_any_number_of_threads():
+    params = init_parameters(CONFIG, seed=2, dtype=np.float64)
+    plain, whole, pieces = (params.zeros_like() for _ in range(3))
+    loss_and_gradients(params, plain, *batch(5), CONFIG)
+    loss = loss_and_gradients(params, whole, *batch(5), CONFIG, smoothing=0.3)
+    workers = Workers(params, 2)
+    told = workers.loss_and_gradients(params, pieces, *batch(5), CONFIG, smoothing=0.3)
+    assert told == pytest.approx(loss, rel=1e-14)
+    np.testing.assert_allclose(pieces.flat, whole.flat, rtol=0, atol=1e-14)
+    assert abs(whole.flat - plain.flat).max() > 1e-3
+
+
+def test_what_a_thread_had_before_is_forgotten():
+    """A batch of fewer rows than threads comes after one that gave work to all."""
+    params = init_parameters(CONFIG, seed=2, dtype=np.float64)
+    workers, once, again = Workers(params, 3), params.zeros_like(), params.zeros_like()
+    workers.loss_and_gradients(params, params.zeros_like(), *batch(5), CONFIG)
+    workers.loss_and_gradients(params, again, *batch(2), CONFIG)
+    loss_and_gradients(params, once, *batch(2), CONFIG)
+    np.testing.assert_allclose(again.flat, once.flat, rtol=0, atol=1e-14)
+
+
+def test_no_more_rows_at_a_time_than_memory_should_hold(monkeypatch):
+    taken, true = [], parallel.loss_and_gradients
+
+    def note(params, grads, ids, *rest):
+        taken.append(len(ids))
+        return true(params, grads, ids, *rest)
+
+    monkeypatch.setattr(parallel, "loss_and_gradients", note)
+    gradients(2, 7, most_rows=2)
+    assert sorted(taken) == [1, 2, 2, 2]
 
 
 def test_rows_are_cut_into_equal_parts():
@@ -83,16 +120,18 @@ def test_results_come_in_the_order_of_the_items():
 
 def test_a_fault_is_told_when_nobody_is_at_work_any_more():
     workers, done = Workers(init_parameters(CONFIG, seed=2), 2), []
+    both_at_work = threading.Barrier(2)
 
     def work(item):
-        if item == 0:
+        both_at_work.wait(60)
+        if threading.current_thread() is threading.main_thread():
             raise ZeroDivisionError
         time.sleep(0.05)
         done.append(item)
 
     with pytest.raises(ZeroDivisionError):
         workers.map(work, [0, 1])
-    assert done == [1]
+    assert len(done) == 1
 
 
 def test_the_optimizer_takes_the_same_step_on_any_number_of_threads():
@@ -109,5 +148,12 @@ def test_the_optimizer_takes_the_same_step_on_any_number_of_threads():
         assert norm == results[0][0] and np.array_equal(now, results[0][1])
 
 
-def test_there_is_at_least_one_processor():
-    assert available_threads() >= 1
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't be asked")
+def test_processors_that_are_forbidden_do_not_count():
+    allowed = os.sched_getaffinity(0)
+    assert available_threads() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

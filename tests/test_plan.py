@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from npgpt import plot
+from npgpt import plan, plot
 from npgpt.checkpoint import save_checkpoint
 from npgpt.errors import UserError
 from npgpt.evaluate import document_starts, evaluate, evaluation_windows
@@ -114,6 +114,16 @@ def test_dropped_attention_keeps_what_rope_turned():
     assert rows(attention_dropout=0.1, position="none") == rows(position="none")
 
 
+def test_a_layer_that_is_run_again_keeps_what_it_was_given():
+    eight, nine = (plan.row_bytes(GPTConfig(n_layer=n, recompute=True)) for n in (8, 9))
+    assert nine - eight == 4 * 128 * 512
+
+
+def test_a_long_context_is_wider_than_a_small_vocabulary():
+    config = GPTConfig(11, 1024, n_layer=1, n_embd=64, n_hidden=64)
+    assert plan.row_bytes(config) > 4 * 4 * config.n_head * 1024**2
+
+
 def test_rows_of_a_large_model_go_in_parts_and_those_of_a_small_one_together():
     assert 2 <= rows_at_once(GPTConfig()) <= 8
     assert rows_at_once(TINY) > 1000
@@ -122,6 +132,19 @@ def test_rows_of_a_large_model_go_in_parts_and_those_of_a_small_one_together():
 
 def test_the_matrix_peak_is_a_rate():
     assert 1e7 < measure_matmul_peak(Workers({}, 1), size=64, repeats=2) < 1e15
+
+
+def test_the_matrix_peak_is_of_the_best_attempt(monkeypatch):
+    """Of attempts of 3, 1 and 2 seconds: 2 · 8³ operations in each of two threads in a second."""
+    moments = iter((0.0, 3.0, 10.0, 11.0, 20.0, 22.0))
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    workers = SimpleNamespace(threads=2, map=map)
+    assert measure_matmul_peak(workers, size=8, repeats=3) == 2 * 8**3 * 2
+
+
+def test_the_memory_of_this_process_is_told_in_bytes():
+    most = plan.peak_memory_bytes()
+    assert most is None or 2e7 < most < 1e12  # NumPy alone takes more than 20 MB
 
 
 def test_the_matrix_peak_is_that_of_all_threads():
@@ -240,6 +263,8 @@ def test_documents_that_fit_are_known_by_their_ends():
     assert len(document_starts(tokens, 0, 20)) == 22, "two of 22 are longer, not one in ten"
     one_in_ten = np.array([0] + [1, 1, 1, 0] * 9 + [2] * 20 + [0])
     assert len(document_starts(one_in_ten, 0, 4)) == 10
+    two_in_ten = np.array([0] + [1, 1, 1, 0] * 8 + ([2] * 20 + [0]) * 2)
+    assert document_starts(two_in_ten, 0, 4) is None
     assert document_starts(tokens, 0, 3) is None
     assert document_starts(tokens, None, 20) is None
     assert document_starts(np.array([0, 1, 2, 0]), 0, 20) is None, "a single document"
@@ -356,9 +381,10 @@ def test_a_log_forgets_what_will_be_logged_again(tmp_path):
             log.record(step=step - 1, valid_loss=2.0)
         log.record(step=step, loss=float(step))
     log.close()
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write('7\n[1]\n{"loss": 1}\n{"step": "x"}\n')  # somebody's slip
-        file.write('{"step": 6, "lo')  # torn by a kill
+    with open(tmp_path / "log.jsonl", "ab") as file:
+        file.write(b'7\n[1]\n{"loss": 1}\n{"step": "x"}\n\xff\n')  # somebody's slip
+        file.write(b"[" * 10**5 + b"\n")
+        file.write(b'{"step": 6, "lo')  # torn by a kill
     log = RunLog(tmp_path, 3, 10)
     log.record(step=3, valid_loss=float("nan"))
     log.close()

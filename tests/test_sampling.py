@@ -83,6 +83,24 @@ def test_top_p_on_probabilities_that_a_person_can_add():
     assert np.sum(keep_top_p(z, softmax(z)[0]) > -np.inf) == 1  # p is reached: that is enough
 
 
+@pytest.mark.parametrize("p", [0.0005, 0.2995, 0.9995])
+def test_top_p_of_equals_keeps_as_many_as_it_takes(p):
+    kept = np.flatnonzero(keep_top_p(np.zeros(1000), p) > -np.inf)
+    assert np.array_equal(kept, np.arange(round(1000 * p + 0.5)))
+
+
+def test_top_p_of_equals_keeps_the_first():
+    """Of 1,000 likely tokens and as many with half of their chance: all, and some of these."""
+    kept = keep_top_p(np.log(np.tile([1.0, 2.0], 1000)), 0.8) > -np.inf
+    assert np.all(kept[1::2]) and np.sum(kept[::2]) == pytest.approx(400, abs=1)
+    assert np.array_equal(kept[::2], np.arange(1000) < np.sum(kept[::2]))
+
+
+def test_a_top_p_of_1_keeps_what_is_lost_in_rounding():
+    z = np.array([0.0, -60.0])
+    assert np.array_equal(keep_top_p(z, 1.0), z)
+
+
 def test_the_order_is_temperature_then_top_k_then_top_p():
     z = np.log(np.array([0.7, 0.2, 0.06, 0.04]))
     rng = np.random.default_rng(0)
@@ -128,6 +146,18 @@ def test_no_draw_falls_on_a_token_without_a_chance(u):
         z = np.random.default_rng(seed).standard_normal(50)
         z[[0, 1, -1]] = -800.0  # probability exactly 0
         assert 1 < choose_token(z, Edge(u)) < 49
+
+
+def test_a_draw_among_many_tokens_does_not_drift():
+    """Added up in float32, the ends of pieces this small are several tokens off."""
+    z = np.zeros(50_000, np.float32)
+    for i in range(0, 50_000, 977):
+        assert choose_token(z, Edge((i + 0.5) / 50_000)) == i
+
+
+def test_no_two_samples_share_their_chance():
+    drawn = {rng.random() for seed in range(5) for rng in sample_rngs(seed, range(5))}
+    assert len(drawn) == 25
 
 
 # The memory.
@@ -242,6 +272,7 @@ def test_what_it_refuses():
         next(generate(params, UNTIED, np.zeros((1, 0), int), 5, sample_rngs(0, [0])))
     with pytest.raises(ValueError, match="2 rngs, not 1"):
         next(generate(params, UNTIED, np.zeros((2, 3), int), 5, sample_rngs(0, [0])))
-    params["lm_head"][0, 0] = np.nan
-    with pytest.raises(UserError, match="not finite numbers, so its training has gone wrong"):
-        next(generate(params, UNTIED, np.zeros((1, 3), int), 5, sample_rngs(0, [0])))
+    for bad in (np.nan, np.inf, -np.inf):
+        params["lm_head"][0, 0] = bad
+        with pytest.raises(UserError, match="not finite numbers, so its training has gone wrong"):
+            next(generate(params, UNTIED, np.zeros((1, 3), int), 5, sample_rngs(0, [0])))
