@@ -60,13 +60,12 @@ def train(run, log, peak=None):
     Raises:  UserError if the gradient is not finite.
     """
     s = run.settings
-    ledger, stalled = Ledger(run, log, peak), False
+    ledger = Ledger(run, log, peak)
     with contextlib.closing(run.batches()) as batches, Interrupt() as interrupt:
         while run.step < s.steps and not interrupt.asked:
             if run.step % s.eval_every == 0:
                 run.validate(log, s.eval_tokens)
-                stalled = run.is_stalled
-                if stalled:
+                if run.stalled:
                     log.say(f"no better validation since step {run.best_step}: this is the end")
                     break
             if run.step and s.sample_every and run.step % s.sample_every == 0:
@@ -86,7 +85,7 @@ def train(run, log, peak=None):
             run.step += 1
             ledger.settle(lr)
         ledger.settle()
-        finished = run.step == s.steps or stalled
+        finished = run.step == s.steps or run.stalled
         if finished:
             run.validate(log)
         run.save()

@@ -40,7 +40,7 @@ from npgpt.parallel import Workers
 from npgpt.plan import rows_at_once
 from npgpt.presets import PRESETS
 from npgpt.settings import Settings, with_preset
-from npgpt.training import _config, _new_optimizer
+from npgpt.training import model_config, new_optimizer
 
 TIMES = 3.0  # as far from the curve in float64 as torch is
 TESTS = Path(__file__).resolve().parents[1] / "tests"  # torch_reference.py is there
@@ -99,9 +99,9 @@ def start(options):
     s = with_preset(Settings(**given), set(given))
     if options.data:
         data = prepare(s)
-        return s, _config(s, data.tokenizer.vocab_size), data.train.tokens
+        return s, model_config(s, data.tokenizer.vocab_size), data.train.tokens
     vocab_size = 65 if s.tokenizer == "char" else s.vocab_size
-    return s, _config(s, vocab_size), markov_text(vocab_size, 200_000)
+    return s, model_config(s, vocab_size), markov_text(vocab_size, 200_000)
 
 
 def markov_text(vocab_size, length):
@@ -125,7 +125,7 @@ def rate(s, step):
 def npgpt_losses(s, config, batches):
     """The losses of the steps, as train.py takes them."""
     params = init_parameters(config, s.seed, init=s.init)
-    grads, adamw = params.zeros_like(), _new_optimizer(params, s)
+    grads, adamw = params.zeros_like(), new_optimizer(params, s)
     workers, losses = Workers(params, s.threads, rows_at_once(config)), []
     for step, (ids, targets) in enumerate(batches):
         grads.flat[...] = 0.0

@@ -26,7 +26,7 @@ from npgpt.optim import clip_gradient
 from npgpt.parallel import Workers, available_threads
 from npgpt.plan import rows_at_once
 from npgpt.settings import Settings, with_preset
-from npgpt.training import _new_optimizer, begin, choose_dtype
+from npgpt.training import begin, choose_dtype, new_optimizer
 
 LOWEST, HIGHEST = 1e-6, 1.0
 MEMORY = 0.9  # of the smoothed loss: about ten steps
@@ -96,7 +96,7 @@ def main(settings, given):
     choose_dtype(s, np)
     s, data, config, params = begin(s)
     workers = Workers(params, s.threads or available_threads(), rows_at_once(config))
-    optimizer = _new_optimizer(params, s)
+    optimizer = new_optimizer(params, s)
     tokens = data.train.tokens
     rates, _, smoothed = try_rates(params, optimizer, workers, tokens, s, config, settings.trials)
     least = min(smoothed)

@@ -60,6 +60,7 @@ class Run:
     valid_loss: float = math.nan  # the last one measured
     best_loss: float = math.inf  # the least so far, over the same part of the validation text
     best_step: int = 0  # when that was
+    stalled: bool = False  # whether --patience is at its end
 
     @property
     def train_tokens(self):
@@ -99,10 +100,14 @@ class Run:
             max_tokens=max_tokens, starts=self.valid_starts, xp=self.xp, map=self.workers.map,
         )  # fmt: skip
         self.valid_loss = result.loss
-        if max_tokens is not None and result.loss < self.best_loss:
-            self.best_loss, self.best_step = result.loss, self.step
-            if self.settings.keep_best:
-                self._write(self.dir / "best", keep=1)
+        if max_tokens is not None:  # what is measured at the end, over more, does not compare
+            if result.loss < self.best_loss:
+                self.best_loss, self.best_step = result.loss, self.step
+                if self.settings.keep_best:
+                    self._write(self.dir / "best", keep=1)
+            since = (self.step - self.best_step) // self.settings.eval_every
+            patience = self.settings.patience
+            self.stalled = patience is not None and since >= patience
         log.record(
             step=self.step, valid_loss=result.loss, perplexity=result.perplexity,
             bits_per_byte=result.bits_per_byte, valid_tokens=result.num_tokens,
@@ -130,13 +135,6 @@ class Run:
         earlier = path.read_text("utf-8") if path.exists() else ""
         # What an attempt that was killed wrote from this step on is written once more.
         write_atomic(path, f"{earlier.partition(head)[0]}{head}{text}\n\n".encode())
-
-    @property
-    def is_stalled(self):
-        """Whether --patience is at its end, of a run that was just validated."""
-        patience = self.settings.patience
-        since = (self.step - self.best_step) // self.settings.eval_every
-        return patience is not None and since >= patience
 
     def save(self):
         """Save all that the run needs to go on bit for bit, unless this step is saved already."""
@@ -168,6 +166,7 @@ class Run:
             "seconds": self.seconds,
             "valid_loss": finite(self.valid_loss),
             "best": [finite(self.best_loss), self.best_step],
+            "stalled": self.stalled,
         }
         arrays = {
             "model": {name: to_host(w) for name, w in self.params.items()},
@@ -199,7 +198,7 @@ def new_run(settings, xp):
     text_bytes = data.valid.facts["text_bytes"] - int(token_sizes(data.tokenizer)[valid_tokens[0]])
 
     params = Parameters(config, xp.asarray(params.flat))
-    grads, optimizer = params.zeros_like(), _new_optimizer(params, s)
+    grads, optimizer = params.zeros_like(), new_optimizer(params, s)
     gpu, loss_scale = _gpu_steps(params, grads, optimizer, config, s, xp)
 
     run_dir = make_run_dir(s.run, s.preset)
@@ -230,9 +229,9 @@ def begin(s):
     Raises:  UserError for data or settings that don't fit.
     """
     if s.init_from is None:
-        _config(s, max(1, s.vocab_size))  # a wrong shape is refused before the long reading
+        model_config(s, max(1, s.vocab_size))  # a wrong shape is refused before the long reading
         data = prepare(s)
-        config = _config(s, data.tokenizer.vocab_size)
+        config = model_config(s, data.tokenizer.vocab_size)
         params = None
     else:
         s, config, params, tokenizer = _start(s)
@@ -258,7 +257,10 @@ def unfinished_run(settings):
         return folder if list_checkpoints(folder) else None
     for folder in sorted(RUNS.glob(f"{settings.preset}-[0-9]*"), reverse=True):
         checkpoint = newest_checkpoint(folder, groups=())
-        if checkpoint is not None and checkpoint.step < checkpoint.state["settings"]["steps"]:
+        if checkpoint is None:
+            continue
+        state = checkpoint.state
+        if checkpoint.step < state["settings"]["steps"] and not state.get("stalled"):
             return folder
     return None
 
@@ -301,7 +303,7 @@ def resumed_run(settings, given, xp):
         raise UserError(f"{run_dir / 'tokens'} has changed since the checkpoint: start a new run")
 
     params = restored_parameters(checkpoint, xp)
-    optimizer = _new_optimizer(params, s)
+    optimizer = new_optimizer(params, s)
     for name, memory in (("m", optimizer.m), ("v", optimizer.v)):
         saved_memory = checkpoint.arrays["optimizer"][name]
         if saved_memory.shape != memory.shape:
@@ -377,7 +379,11 @@ def _start(s):
     return s, config, params, tokenizer
 
 
-def _config(s, num_tokens):
+def model_config(s, num_tokens):
+    """The shape that settings ask for, over a vocabulary of so many tokens: a GPTConfig.
+
+    Raises:  UserError for one that no computer holds, or whose parts do not fit together.
+    """
     padding = -num_tokens % s.pad_vocab_to
     config = GPTConfig(
         vocab_size=num_tokens + padding, padding=padding, block_size=s.block_size,
@@ -395,7 +401,8 @@ def _config(s, num_tokens):
     return config
 
 
-def _new_optimizer(params, s):
+def new_optimizer(params, s):
+    """The AdamW that settings ask for, over all parameters, before its first step."""
     tables = sum(params[name].size for name in ("wte", "wpe") if name in params)
     return AdamW.for_parameters(
         params, beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay,

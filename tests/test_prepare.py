@@ -466,7 +466,7 @@ def test_killed_again_and_again(monkeypatch, tmp_path):
         if process.returncode == 0:
             break
     assert kills == 4
-    assert re.search(r"train.bin: [\d,]+ documents are done already", out), out
+    assert re.search(r"train.bin: [\d,]+ documents done already", out), out
     killed = next(data_folder("tokens").glob("*"))
     assert not list(killed.glob("*.part*"))
     monkeypatch.setenv("NPGPT_DATA", str(tmp_path / "whole"))
@@ -493,7 +493,7 @@ def test_ctrl_c_says_how_to_go_on(done, monkeypatch, capsys):
     told = f"\n  stopped after {20 * done} documents: the same command goes on\n"
     assert told in capsys.readouterr().out
     data = prepared("--data book.txt --tokenizer char")
-    told = "  train.bin: 40 documents are done already\n" in capsys.readouterr().out
+    told = "  train.bin: 40 documents done already\n" in capsys.readouterr().out
     assert told == (done > 0)
     for file, documents in ((data.train, 95), (data.valid, 5)):
         text = END_OF_TEXT + (BOOK.strip() + END_OF_TEXT) * documents

@@ -462,6 +462,15 @@ def test_training_ends_when_nothing_gets_better(fast, capsys, monkeypatch):
     assert status == 0 and "finished 10 steps" in out
 
 
+def test_what_ended_for_want_of_patience_is_finished(fast, capsys, monkeypatch):
+    """So --auto-resume begins another one, as after a run that took all its steps."""
+    command = [*SMALL, *"--eval-every 2 --patience 2 --auto-resume".split()]
+    for name in ("tiny-001", "tiny-002"):
+        no_better_after(monkeypatch, best=2)
+        status, out, _ = call(capsys, *command)
+        assert status == 0 and f"runs/{name}, " in out and "finished 8 steps" in out
+
+
 def test_an_interrupted_run_is_not_taken_for_one_that_ended(fast, capfd, monkeypatch):
     """Whether the step after which it was stopped is the end, only a validation there can tell."""
     patience = [*SMALL, "--eval-every", "2", "--patience", "1"]

@@ -21,7 +21,7 @@ from npgpt.runs import load_run, read_log
 from npgpt.sampling import generate, sample_rngs
 from npgpt.settings import Settings
 from npgpt.tokenizer import load_tokenizer
-from npgpt.training import _new_optimizer, restored_parameters
+from npgpt.training import new_optimizer, restored_parameters
 
 STEP = (
     "step {step:02d}/12 | loss {loss:.3f} | val {val:.3f} | lr {lr:.1e} | norm {norm:.2f} | {rest}"
@@ -116,7 +116,7 @@ def test_the_optimizer_is_the_one_that_was_asked_for(decayed):
     params = init_parameters(config, 0)
     before = {name: w.copy() for name, w in params.items()}
     s = Settings(beta1=0.7, beta2=0.8, weight_decay=0.3, decay_embeddings=decayed)
-    optimizer = _new_optimizer(params, s)
+    optimizer = new_optimizer(params, s)
     assert (optimizer.beta1, optimizer.beta2) == (0.7, 0.8)
     optimizer.update(params.flat, np.zeros_like(params.flat), 0.1)
     matrices, _ = parameter_shapes(config)

@@ -140,7 +140,7 @@ def write_tokens(path, part, tokenizer):
     started = time.perf_counter()
     with TokenWriter(path, tokenizer, path.parent.name) as writer:
         if writer.documents:
-            print(f"  {path.name}: {writer.documents:,} documents are done already", flush=True)
+            print(f"  {path.name}: {_documents(writer.documents)} done already", flush=True)
         if not writer.count and tokenizer.end_of_text is not None:
             writer.append([tokenizer.end_of_text])
         before = writer.text_bytes
@@ -162,16 +162,20 @@ def write_tokens(path, part, tokenizer):
                 while piece := next(encoded):
                     writer.append(*piece)
         except KeyboardInterrupt:
-            print(f"\n  stopped after {writer.documents:,} documents: the same command goes on")
+            print(f"\n  stopped after {_documents(writer.documents)}: the same command goes on")
             raise
         writer.finish()
     seconds = time.perf_counter() - started
     rate = f"; {human_bytes((writer.text_bytes - before) / seconds)}/s" if seconds > 1 else ""
     print(
-        f"  {path.name}: {writer.documents:,} documents, {human_bytes(writer.text_bytes)} of text, "
+        f"  {path.name}: {_documents(writer.documents)}, {human_bytes(writer.text_bytes)} of text, "
         f"{writer.count:,} tokens{rate}",
         flush=True,
     )
+
+
+def _documents(number):
+    return "1 document" if number == 1 else f"{number:,} documents"
 
 
 def encode_documents(documents, tokenizer):
