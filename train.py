@@ -40,7 +40,7 @@ from npgpt.data import get_batch, num_rows
 from npgpt.diagnose import first_bad_tensor
 from npgpt.errors import UserError
 from npgpt.loss_scale import LEAST, unscale
-from npgpt.model import Chance, count_parameters
+from npgpt.model import Chance
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import keep_freed_memory
 from npgpt.plot import plot_run
@@ -268,7 +268,7 @@ def print_plan(run):
         s.batch_size,
         s.threads,
         run.workers.most_rows,
-        bf16=run.gpu is not None and run.gpu.has_shadow,
+        bits=16 if run.gpu is not None and run.gpu.has_shadow else 32,
     )
     disk = plan.checkpoint_bytes(config, s.keep)
     free = shutil.disk_usage(run.dir).free
@@ -276,9 +276,7 @@ def print_plan(run):
     print(
         f"\n{run.dir}, preset {s.preset}, seed {s.seed}, {s.backend}, "
         f"{threads if run.gpu is None else run.gpu.how.dtype}\n"
-        f"  model    {count_parameters(config):,} parameters: {config.n_layer} layers, "
-        f"{config.n_head} heads, {config.n_embd} channels, {config.n_hidden} hidden, "
-        f"vocabulary {config.vocab_size:,}, context {config.block_size}\n"
+        f"  model    {plan.describe(config)}\n"
         f"  data     {tokens:,} tokens to train on, {len(run.valid_tokens):,} to validate, "
         f"{run.bytes_per_token:.2f} bytes a token\n"
         f"  steps    {run.step:,} to {s.steps:,}, {rows} x {s.block_size} tokens each: "

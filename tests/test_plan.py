@@ -100,7 +100,7 @@ def test_memory_in_two_bytes_a_number():
     """Half for the activations, and a second copy of the weights."""
     P = count_parameters(TINY)
     rows = training_bytes(TINY, 8) - 16 * P
-    assert training_bytes(TINY, 8, bf16=True) == 18 * P + rows / 2
+    assert training_bytes(TINY, 8, bits=16) == 18 * P + rows / 2
 
 
 def test_dropped_attention_keeps_what_rope_turned():
@@ -203,6 +203,8 @@ def test_human_count(n, text):
         (161, "2 min 41 s"),
         (3599.6, "1 h 00 min"),
         (90_061, "25 h 01 min"),
+        (359_999, "99 h 59 min"),
+        (360_000, "4 days"),
     ],
 )
 def test_human_time(seconds, text):

@@ -230,7 +230,7 @@ class DeviceSteps:
         """What to say of a batch that does not fit into the GPU's memory."""
         size, accumulate = self.how.batch_size, self.how.accumulate
         _, there = self.runtime.memory_bytes()
-        need = plan.training_bytes(self.config, size, bf16=self.has_shadow)
+        need = plan.training_bytes(self.config, size, bits=16 if self.has_shadow else 32)
         row = plan.row_bytes(self.config, 2 if self.has_shadow else 4)
         fits = int((SPARE * there - (need - size * row)) // row)
         fits = min(fits, size - 1)
