@@ -10,9 +10,9 @@ layer's rows in cases.py. The errors are relative to the largest entry of the gr
 The second table has the checks of what no derivative can see: that the future stays hidden,
 that inputs aren't written to, that float32 stays float32, what the optimizer promises.
 
-With --mutants, the program is made faulty on purpose, in more than a hundred and sixty ways, one at
-a time, and for each fault it's told which of those same checks saw it. --verbose shows each fault
-as a diff. Read them: they are the bugs that you will write one day.
+With --mutants, the program is made faulty on purpose, in more than a hundred and eighty ways, one
+at a time, and for each fault it's told which of those same checks saw it. --verbose shows each
+fault as a diff. Read them: they are the bugs that you will write one day.
 
 With --exercise LAYER, you get the layer's file without its derivation and backward, as
 my_LAYER.py in this folder. Derive it, write it there, and --mine my_LAYER.py marks it: your
@@ -183,7 +183,8 @@ def run_mutants(layers, verbose):
             survivors.append(mutant)
             print(f"  {pad(mutant.what, 72)}{paint('SURVIVED', RED)}")
         if verbose:
-            print(paint(f"      {mutant.where.replace(':', '.py: ')}", DIM))
+            module, _, function = mutant.where.partition(":")
+            print(paint(f"      npgpt/{module.replace('.', '/')}.py: {function}", DIM))
             for line in mutant.diff():
                 print(paint(f"      {line}", RED if line.startswith("-") else GREEN))
             for where in dict.fromkeys(result.killers.values()):

@@ -8,8 +8,9 @@ hand-written backward, it's hard to be wrong.
 The loss
     A layer has many outputs and no loss. So we make one, L = Σ dy · y, with random
     weights dy. Then ∂L/∂y = dy, which is just what backward is given. Why random, and not
-    all ones? Because a sum can hide things: the outputs of a softmax add up to 1 however
-    they are moved, so under dy = 1 its true gradient is 0 and almost any fault looks right.
+    all ones? Because a sum can hide things: the outputs of a softmax add up to 1 whatever its
+    inputs are, so under dy = 1 its true gradient is 0, and a backward that returns zeros, or
+    anything times (dy − Σ p · dy), looks right.
 
 The first witness: central differences
     Walk a step h to either side and take the slope between. Taylor's series, twice:
@@ -46,7 +47,7 @@ One number for all: a direction
     many. So ask one question about all of them together: move every input along one random
     direction d. Then L changes at the rate Σ ⟨dz, d⟩, one number, from one forward call.
     It tells that something is wrong, not where; and a random direction misses a fault
-    only if the fault is orthogonal to it, which does not happen.
+    only if the fault is orthogonal to it, which chance does not bring about.
 
 How far apart is too far?
     The error is relative to the largest entry of the numerical gradient, tensor by tensor.

@@ -1,6 +1,7 @@
 """The exercises: no answer is given away, a right one passes, and a wrong one learns why."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,16 @@ def test_an_exercise_overwrites_nothing(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "my_swiglu.py").read_text() == "mine"
     assert command.main(["--exercise", "swigl"]) == 2
     assert "there is no exercise 'swigl': choose one of attention," in capsys.readouterr().err
+
+
+def test_a_layer_that_is_not_here_can_be_judged_as_the_page_says(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "exercises.md").read_text("utf-8")
+    program, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.S).groups()
+    without_numbers = lambda text: re.sub(r"\d\.\de[-+]\d+", "", text)  # noqa: E731
+    exec(program, {})
+    assert without_numbers(capsys.readouterr().out) == without_numbers(shown)
+    exec(program.replace("2.0 * x", "x"), {})
+    assert "FAIL" in capsys.readouterr().out
 
 
 def test_only_the_derivation_is_taken_out():

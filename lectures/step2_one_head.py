@@ -2,8 +2,8 @@
 
 The idea that is new: attention. A letter now has C channels in place of a row of scores. Each
 place of the text asks a question (q), offers a label (k) and something to tell (v), and gets the
-mean of what all earlier places tell, weighted by how well their labels answer the question. From
-that the logits are made. As a mean does not know where anything stood, each place of the text
+mean of what it and all earlier places tell, weighted by how well their labels answer the question.
+From that the logits are made. As a mean does not know where anything stood, each place of the text
 adds a vector of its own, learned like a letter's.
 
 Every matrix is a `linear`; backward is forward from the last line to the first. One thing

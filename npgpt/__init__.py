@@ -3,11 +3,14 @@
 The symbols, the same in every file
     B  batch: sequences side by side       C  channels, the width of the stream (n_embd)
     T  time: places in a sequence          H  attention heads (n_head), D channels each (head_dim)
-    V  vocabulary: different tokens        G  key/value heads (n_kv_head), R = H / G queries each
+    V  vocabulary: different tokens        G  key/value heads (n_kv_head), R = H / G queries to each
     L  layers: the number of blocks        F  hidden channels of the MLP (n_hidden)
 
     y, cache = layer_forward(x, w)         dy comes in, dx and dw go out:
-    dx, dw   = layer_backward(dy, cache)   dname is ∂loss/∂name, and has the shape of name
+    dx, dw   = layer_backward(dy, cache)   dname is ∂L/∂name, and has the shape of name
+
+    L in ∂L/∂x is the loss, one number. x @ w is the product of matrices, and x · w that of
+    numbers, entry by entry; where it is a dot product of vectors, as q · k, the text says so.
 
 Reading order
     layers/        the lecture; begin with linear, embedding, rmsnorm, rope, attention, swiglu, loss

@@ -1,8 +1,8 @@
 """Tokens to batches: which rows a step reads.
 
 The training data is one long array of ids: the tokens of all documents in a row, with an
-end-of-text token before and after each. The model reads rows of T tokens, and the target at each
-place is the token that follows.
+end-of-text token before the first and after each. The model reads rows of T tokens, and the
+target at each place is the token that follows.
 
 Batches are a pure function of (seed, step). Nothing is remembered between steps, so
 resuming at step 1200 gives the batch that step 1200 would have had, k micro-batches of B rows
@@ -11,8 +11,8 @@ rows without asking the others.
 
     One epoch cuts the array, from a random phase on, into windows of T + 1 tokens that
     overlap by one (the last target of a window is the first input of the next), and goes
-    through them in a random order: every token is read once an epoch. The next epoch has
-    another phase and another order.
+    through them in a random order: every token is read once an epoch, but for fewer than 2T at
+    the two ends. The next epoch has another phase and another order.
 
     Rows that begin with a document, where documents are short enough for it, look like a better
     idea, for no window then asks who "she" is when the answer was cut off. They are not: such

@@ -10,9 +10,10 @@ and the loss would say more about the cutting than about the model. Where docume
 context, each is a text of its own, and every token has all of its document before it.
 
 A loss over some text is an estimate of the loss over all text of its kind, and says how far it may
-be off: were windows drawn anew, their loss would be in the interval 19 times of 20. For that,
-tokens may not be counted one by one, as a hard page is hard throughout: the unit is a
-batch of windows. With n_b tokens in batch b, whose nats are S_b, and L = Σ S_b / Σ n_b,
+be off, by its 95 % confidence interval: were other texts of this kind drawn, and each given the
+interval that is its own, 19 of 20 of these would hold the loss over all. For that, tokens may not
+be counted one by one, as a hard page is hard throughout: the unit is a batch of windows. With n_b
+tokens in batch b, whose nats are S_b, and L = Σ S_b / Σ n_b,
     standard error of L = √(k / (k − 1) · Σ (S_b − L · n_b)²) / Σ n_b        of k batches
 
 Source: Cochran 1977, "Sampling Techniques", section 6.4: the error of a ratio.
@@ -47,7 +48,7 @@ class Evaluation:
 
     @property
     def interval(self):
-        """Where the loss would lie 19 times of 20, over other text of the same kind."""
+        """The 95 % confidence interval of the loss over all text of the same kind."""
         return self.loss - 1.96 * self.error, self.loss + 1.96 * self.error
 
     @property

@@ -4,9 +4,10 @@ Why
     A float16 number spends 5 of its 16 bits on the exponent. The smallest above 0 is 2⁻²⁴, or
     6 · 10⁻⁸; below 2⁻¹⁴ digits are lost one after the other; and above 65,504 all is infinity.
     Weights and activations live well within these bounds. Gradients do not: each of N tokens
-    has only 1/N of the loss, and so what comes down to its logits is p/N (see layers/loss.py).
-    With 8,192 tokens, and words that the model gives a probability of 1/50,000, that is
-    2 · 10⁻⁹. It is rounded to 0, and a word that did not come is never told to be less likely.
+    has only 1/N of the loss, so the logit of a word that did not come, and to which the model
+    gave the probability p, has the gradient p/N (see layers/loss.py). With N = 8,192 and
+    p = 1/50,000 that is 2 · 10⁻⁹. It is rounded to 0, and this word is never told to be less
+    likely.
     A bfloat16 number spends 8 bits, as float32 does. It has fewer digits, and no such trouble.
 
 Scaling
@@ -57,7 +58,7 @@ class LossScale(NamedTuple):
 
 
 def unscale(g, scale, map=map):
-    """Make the gradient of the loss of that of scale · loss.
+    """Make the gradient of the loss out of that of scale · loss.
 
     Args:    g (P,), the flat gradient, divided in place; scale, a power of two; map, how to go
              through its pieces.

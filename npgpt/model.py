@@ -15,11 +15,12 @@ Llama (rmsnorm, rope, swiglu), a GPT-2 (layernorm, learned, gelu_tanh, bias), an
 lies between them.
 
 Backward is the same list read from the bottom line to the top, each layer's
-backward in the place of its forward. Only three things are not in a layer file, and
-all three are the same fact, that a value used twice receives two gradients, which add:
+backward in the place of its forward. Only two things are not in a layer file, and
+both are the same fact, that a value used twice receives two gradients, which add:
 
-    x + f(x)      the stream's gradient goes on unchanged, and f's is added to it;
-    norm(x)       the part that went through the branch joins the part that went past it;
+    x + f(x)      x goes through the branch f, and past it. Past it the gradient stays
+                  what it is, as the slope of a sum is 1; what came back through
+                  the branch, and last through its norm, is added;
     tied wte      the table is used at the bottom, as embedding, and at the top, as
                   lm_head. Its gradient is the sum of both. Forget one, and the
                   model still learns, a little worse, and nothing tells you.

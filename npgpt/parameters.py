@@ -210,18 +210,19 @@ def init_parameters(config, seed, dtype=np.float32, init="npgpt"):
     """Draw the weights at the start of training.
 
     Gains are 1, biases 0. Matrices are normal with standard deviation 1/(2√C), so that a
-    normalised row of C channels has half its size behind a matrix. The first scores of
-    attention are then a quarter, and all places weigh nearly the same: a head should be drawn
-    to a place by what is worth finding there, not by chance. (GPT-2's 0.02 at C = 768 is
-    0.55/√C.) Each block adds to the stream twice, so wo and w_down, the last matrix of each
-    branch, are drawn smaller by √(2L): the stream at the top then has the same size whatever
-    the depth.
+    normalised row of C channels has half its size after a matrix. The first scores of
+    attention then have the standard deviation 1/4, and all places weigh nearly the same: a
+    head should be drawn to a place by what is worth finding there, not by chance. (GPT-2's
+    0.02 at C = 768 is 0.55/√C.) Each block adds to the stream twice, so wo and w_down, the
+    last matrix of each branch, are drawn smaller by √(2L): the stream at the top then has the
+    same size whatever the depth.
 
     A wte of its own begins at 1/2, for the stream should not forget which token it began as
     while the blocks learn what to add; and its lm_head at 0.02, for a model that has seen
-    nothing should say that all tokens are alike: the first loss is log V. A tied table cannot
+    nothing should say that all tokens are alike: the first loss is near log V. A tied table cannot
     be both. It is drawn at 1/√C, and so are the other matrices: what the blocks add must drown
-    the token that the stream began as, or the head will see itself, and say that token again.
+    the token that the stream began as, or the head will see its own row there, and say that
+    token again.
     wpe is drawn like wte: a token's place and its name are worth the same until one has learned.
 
     With init="gpt2" all is drawn at 0.02, and wo and w_down smaller, as here: so most programs

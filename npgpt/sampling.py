@@ -28,13 +28,14 @@ The memory
     That is why grouped heads, G < H, are worth having.
 
 When the context is full
-    Position block_size does not exist. One could drop the oldest token's keys and values and
-    go on, but the values kept were computed by layers that had seen the dropped token: no
-    forward ever trained gives such numbers. Or read the last block_size tokens anew for each
-    token, exactly and block_size times as slowly. In between: when the context is full, keep
-    its latest half, read it once as a fresh text, and go on for half a context. The
-    model then always sees between half and all of its context, each number is
-    one that a plain forward on the same window gives, and a token costs two rows, not one.
+    Position block_size was never trained, and a learned table has no row for it. One could
+    drop the oldest token's keys and values and go on, but those that are kept were computed
+    by layers that had seen the dropped token: no forward ever trained gives such numbers.
+    Or read the last block_size tokens anew for each token, exactly and block_size times as
+    slowly. In between: when the context is full, keep its latest half, read it once as a
+    fresh text, and go on for half a context. The model then always sees between half and all
+    of its context, each number is one that a plain forward on the same window gives, and a
+    token costs two rows, not one.
 
 Chance
     Sample i of a run draws from its own generator, made of (seed, i), and one number
@@ -46,7 +47,7 @@ Chance
 Source: Holtzman, Buys, Du, Forbes & Choi 2020, "The Curious Case of Neural Text
     Degeneration", eqs. 2–4: top-p, which they call nucleus sampling, top-k and temperature
     in comparison; Fan, Lewis & Dauphin 2018, "Hierarchical Neural Story Generation": top-k;
-    Shazeer 2019, "Fast Transformer Decoding", section 2.3: decoding with keys and values kept.
+    Shazeer 2019, "Fast Transformer Decoding": incremental attention, keys and values kept.
 """
 
 import numpy as np

@@ -8,12 +8,13 @@ cache: so a kernel's backward can undo the text's forward, and the reverse.
 Which one runs is decided here, by what a function is given:
 
     float32 NumPy arrays            the kernel in npgpt.backend.cpu, if Numba is installed
-    float32, 16-bit CuPy arrays     the kernel in npgpt.backend.cuda: for bfloat16 and float16
+    float32, 16-bit CuPy arrays     the kernel in npgpt.backend.cuda; 16-bit is bfloat16, float16
     float64, complex128             the text, always: so a gradient check checks the text
     anything that a kernel refuses  the text: a kernel returns NotImplemented for shapes that
                                     do not fit, and what is wrong is said in one place only
 
-NPGPT_KERNELS=off runs the text everywhere. This is the project's only `if` about backends.
+NPGPT_KERNELS=off runs the text everywhere. The layers and the model have no other `if` about
+backends; only what brings numbers to a device and back (training, sampling) must ask.
 """
 
 import functools

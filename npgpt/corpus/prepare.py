@@ -7,8 +7,8 @@ are ready. A text goes by in a stream, once for each of these, and is never in m
        --valid-fraction of all bytes, but 4 MB at most; in a single document, with its last
        part. Where a validation text is given there is nothing to look for.
     2. The tokenizer learns from the training text, or from its first --tokenizer-mb.
-    3. The documents become ids, with an end-of-text token before and after each: train.bin and
-       valid.bin.
+    3. The documents become ids, with an end-of-text token before the first and after each:
+       train.bin and valid.bin.
 
 The two files and the tokenizer lie in a folder in the user's cache, or in $NPGPT_DATA. Its name
 ends with a fingerprint of all that decides them: of the text, of the settings, and of the code that

@@ -18,6 +18,13 @@ Read them in this order; each needs only the ones before it.
 
 All are pure functions, `y, cache = name_forward(x, w)` and `dx, dw = name_backward(dy, cache)`,
 and run in float32, float64 and complex128. They know no device and no kernel.
+
+Three things to read over at first
+    @fused      a compiled kernel of the same name may run in the place of what follows, and
+                gives the same up to rounding: see npgpt/backend/fused.py
+    like=x      the new array lives where x lives, on a GPU perhaps
+    x.real      is x itself, but for a check that moves numbers off the real line, where there
+                is no larger and smaller: see gradcheck/numerical.py
 """
 
 from npgpt.layers.attention import attention_backward, attention_forward

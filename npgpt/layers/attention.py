@@ -21,24 +21,26 @@ Forward, for one head: the query at place t and all keys s ≤ t
     probsₜₛ  = exp(scoresₜₛ − lseₜ)              the softmax, and exactly 0 where masked
     yₜ       = Σₛ probsₜₛ · vₛ
 
-    Why √D: the dot product of two random vectors of D unit channels has variance D,
-    and a softmax of large scores is a maximum, which has hardly any gradient.
-    Why lse by way of the maximum: log Σ exp(s) = m + log Σ exp(s − m) for every m,
-    and with m = max s no exponent is positive, so nothing overflows.
+    Why √D: the dot product of two random vectors, of D channels with variance 1 each, has
+    variance D. And a softmax of scores that lie far apart is nearly a maximum: one
+    weight is 1, the others are 0, and there hardly any gradient comes through.
+    Why lse by way of the maximum: log Σ exp(z) = m + log Σ exp(z − m) for every m,
+    and with m = max z no exponent is positive, so nothing overflows.
 
 Backward: given dy = ∂L/∂y, find dq, dk, dv; the forward read upwards
     The average, y = probs @ v, is a matrix product, so as in the linear layer
         dv = probsᵀ @ dy
         dprobs = dy @ vᵀ
 
-    The softmax, one row of it, written p = exp(s) / Σ exp(s). The score sⱼ acts
-    on its own pⱼ, and through the denominator on every pᵢ:
-        ∂pᵢ/∂sⱼ = pᵢ (δᵢⱼ − pⱼ)
-        dsⱼ = Σᵢ dpᵢ · pᵢ (δᵢⱼ − pⱼ) = pⱼ · (dpⱼ − Σᵢ pᵢ dpᵢ)
-    A weight gains only if it was worth more than the average. That average is
-    one number a row, and there is a shorter way to it:
+    The softmax: p = exp(z) / Σ exp(z), with z for one row of scores. The score zⱼ acts
+    on its own pⱼ, and through the denominator on every pᵢ. By the quotient rule
+        ∂pᵢ/∂zⱼ = pᵢ (δᵢⱼ − pⱼ)                 δᵢⱼ is 1 where i = j, else 0
+        dzⱼ = Σᵢ dpᵢ · pᵢ (δᵢⱼ − pⱼ) = pⱼ · (dpⱼ − Σᵢ pᵢ dpᵢ)
+    Only the distance from an average counts: as the weights add up to 1, one of them can
+    grow only at the others' cost. The average is one number a row, and there is a shorter
+    way to it, where · is the dot product:
         Σᵢ pᵢ dpᵢ = Σᵢ pᵢ (dy · vᵢ) = dy · Σᵢ pᵢ vᵢ = dy · y
-    Masked places have p = 0, so ds = 0 there: no gradient leaks from the future.
+    Masked places have p = 0, so dz = 0 there: no gradient leaks from the future.
 
     The scores, scores = q @ kᵀ / √D, are a matrix product again:
         dq = dscores @ k / √D
@@ -48,11 +50,11 @@ Backward: given dy = ∂L/∂y, find dq, dk, dv; the forward read upwards
 Cached
     q, k, v and y by reference, and lse: one number for each query and head. The
     weights are T numbers for each query and head, which at T = 1024 is more than
-    all else in the layer together; exp(scores − lse) makes them again exactly.
+    all else in the layer together; exp(scores − lse) makes them again.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; grouped heads: Ainslie
-    et al. 2023, "GQA"; caching lse and Σ p·dp = dy·y: Dao et al. 2022, "FlashAttention",
-    appendix B.2 (D_i = dO_iᵀ O_i).
+    et al. 2023, "GQA"; Σ p·dp = dy·y: Dao et al. 2022, "FlashAttention", appendix B.2
+    (D_i = dO_iᵀ O_i); of the softmax only lse: Dao 2023, "FlashAttention-2", section 3.1.
 """
 
 import numpy as np

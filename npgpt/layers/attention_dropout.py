@@ -1,4 +1,4 @@
-"""Attention that forgets: some of its weights are dropped, so that no token hangs on one other.
+"""Attention that forgets: some weights are dropped, so that no token depends on one other.
 
 Why
     A head can learn a small text by heart: here, look at that one letter, eleven places back.

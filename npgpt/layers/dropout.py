@@ -4,7 +4,7 @@ Why
     A large model can learn a small text by heart: it finds, for each sentence, some channels
     that only this sentence lights up. If a fifth of all channels is missing, and another
     fifth at each step, no such agreement lasts, and what is useful has to be
-    known in many places. That is worse for the text that is learned, and better for every other.
+    known in many places. That is worse on the text that is learned, and better on new ones.
 
 Forward, for the channel x at place i of the batch, counted through all its rows
     u = a number in [0, 1), made of key and i

@@ -20,7 +20,7 @@ Backward: given dy = ∂L/∂y, find dw, db and dx
     The input. Call g = dy · w the gradient that reaches x̂. A channel xⱼ has three
     paths: to its own x̂ⱼ; to every x̂ᵢ through the mean; to every x̂ᵢ through rstd.
         dxⱼ = gⱼ · rstd + Σᵢ gᵢ · (−∂μ/∂xⱼ) · rstd + Σᵢ gᵢ (xᵢ − μ) · ∂rstd/∂xⱼ
-    The mean has the slope 1/C in each channel, so the second path takes away mean(g).
+    The mean has the slope 1/C in each channel, so the second path takes away rstd · mean(g).
     For the third, call s = mean((x − μ)²) the variance. xⱼ acts on it by its own
     square, and through μ on all of them; but this last part is nothing, since the
     distances to a mean add up to zero:
@@ -32,7 +32,7 @@ Backward: given dy = ∂L/∂y, find dw, db and dx
     Read the last line aloud: take from g its part along (1, …, 1), and its part along
     x̂. The first would move all channels alike, the second would change the
     length, and this layer forgets both. It also tells why to test it with a random dy:
-    dy = 1 at w = 1 is all part along (1, …, 1), and dx is 0 whatever else is wrong.
+    dy = 1 at w = 1 lies wholly along (1, …, 1), and dx is 0 whatever else is wrong.
 
 Cached
     x and w by reference, and μ and rstd: two numbers a row, from which x̂ is one

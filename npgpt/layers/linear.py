@@ -3,15 +3,23 @@
 Why
     All that a GPT learns to compute, it computes here: queries, keys and values,
     the two halves of the MLP, and at the end one score for every token of the
-    vocabulary are matrix products. More than nine tenths of the arithmetic of a
-    training step happens in this file, three products for each weight matrix:
-    one forward, two backward.
+    vocabulary are matrix products. Unless the context is long, nine tenths of the
+    arithmetic of a training step happen in this file, three products for each
+    weight matrix: one forward, two backward.
 
 Forward, for one row x of C channels and a matrix w of C rows and N columns
     yₙ = Σ_c x_c · w_cn                          that is, y = x @ w
 
     A layer may also move its output, by a number of its own for each channel:
         y = x @ w + b
+
+What backward means, here and in every file
+    At the end of the model stands one number, the loss L: how wrong was it? (See loss.py.)
+    Training asks how L changes with each weight. The question travels from L downwards,
+    layer by layer, and a layer needs to know little to pass it on. It is told how L
+    changes with each number that it put out: dy, or ∂L/∂y. It answers how L changes with
+    each number that went in, dx, and with each of its weights, dw. Its input is the output
+    of the layer below, to which this dx is dy.
 
 Backward: given dy = ∂L/∂y, find dx = ∂L/∂x, dw = ∂L/∂w and db = ∂L/∂b
     The input. The channel x_c reaches the loss through every output yₙ, with

@@ -24,7 +24,7 @@ Label smoothing
         loss = −Σᵥ qᵥ log pᵥ = lse − Σᵥ qᵥ zᵥ = (lse − z_t) + ε · (z_t − mean(z))
     where p is the softmax. It is least where p = q, and there it is not 0.
 
-Backward: given dL, find dz = ∂L/∂z
+Backward: given dL, which is 1 unless the loss is scaled, find dz = ∂L/∂z
     The term −z_t gives −1 at v = t and 0 elsewhere. The other term is
         ∂lse/∂zᵥ = exp(zᵥ) / Σᵤ exp(zᵤ) = pᵥ
     the softmax itself. The mean gives each of the N rows 1/N of the gradient:
@@ -37,8 +37,8 @@ Backward: given dL, find dz = ∂L/∂z
         dzᵥ = (pᵥ − qᵥ) · dL / N
 
     Forget the 1/N, and the gradient's direction is still right, and Adam, which
-    divides by the gradient's size, hides the fault: every step is clipped, however
-    usual it was, and nothing crashes. gradcheck has a mutant for it.
+    divides by the gradient's size, hides the fault. Clipping alone feels it: every
+    gradient is now too long. Nothing crashes. gradcheck has a mutant for it.
 
 Cached
     logits and targets by reference, and lse: one number a row. The probabilities are

@@ -1,11 +1,11 @@
 """ReLU and GELU: the bend between the two matrices of an MLP.
 
 Why
-    A stack of linear layers is one linear layer; something between them has to bend.
-    ReLU is the simplest bend there is: what is negative becomes zero. GELU rounds the
-    corner. It asks how likely it is that a normally distributed number is smaller than x,
-    and lets through that share of x: hardly anything of −3, half of 0, nearly all of 3.
-    GPT-2 has a tanh in the place of Φ, and so a curve that lies within 5e-4 of GELU.
+    A stack of linear layers is one linear layer; something between them has to bend: the
+    activation function. ReLU is the simplest bend there is: what is negative becomes zero.
+    GELU rounds the corner. It asks how likely it is that a normally distributed number is
+    smaller than x, and lets through that share of x: hardly anything at −3, half at 0,
+    nearly all at 3. GPT-2 makes Φ out of a tanh, and so a curve within 5e-4 of GELU.
 
 Forward, for one channel x
     relu       y = x where x > 0, else 0

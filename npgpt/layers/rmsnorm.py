@@ -28,6 +28,7 @@ Backward: given dy = ∂L/∂y, find dw = ∂L/∂w and dx = ∂L/∂x
 
     Read the last line aloud: take from g its part along x̂. To move along x̂ is
     to change only the length of x, and the length is what this layer forgets.
+    (The part along x̂ is x̂ · Σ g·x̂ / Σ x̂², and with eps = 0 the last sum is C.)
     So with eps = 0, Σ dx · x = 0 in every row: a check you can do by hand.
 
 Cached

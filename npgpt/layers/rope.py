@@ -32,13 +32,13 @@ Backward: given dy = ∂L/∂y, find dx = ∂L/∂x
 
 Stretched, to read on where training ended
     A model that was trained on T places has not seen the angles of later ones. Turn more slowly by
-    a factor s, ωⱼ/s in place of ωⱼ, and place p gets the angle that p/s had: after a little
-    training the model reads s·T places. But the fast planes, which tell neighbours apart, lose by
+    a factor f, ωⱼ/f in place of ωⱼ, and place p gets the angle that p/f had: after a little
+    training the model reads f·T places. But the fast planes, which tell neighbours apart, lose by
     it, and have no need: they have been full circle many times within T. So Llama 3 goes by the
-    wavelength λⱼ = 2π/ωⱼ, in tokens. Waves up to a length are kept, waves from another on
-    are stretched, and between the two lengths the one passes into the other:
+    wavelength λⱼ = 2π/ωⱼ, in tokens. Waves up to the length `kept` stay, waves from the length
+    `stretched` on are stretched, and between these two lengths the one passes into the other:
         aⱼ = (1/λⱼ − 1/stretched) / (1/kept − 1/stretched), no less than 0 and no more than 1
-        ωⱼ becomes aⱼ · ωⱼ + (1 − aⱼ) · ωⱼ/s
+        ωⱼ becomes aⱼ · ωⱼ + (1 − aⱼ) · ωⱼ/f
     The angles are constants still, and backward does not change.
 
 Cached
@@ -59,10 +59,9 @@ from npgpt.backend.fused import fused
 def rope_table(start, stop, head_dim, theta, like, stretch=None):
     """Make the cosines and sines for the positions start … stop − 1.
 
-    Args:    start, stop, positions; head_dim D, even; theta, the base of the wavelengths;
-             like, an array whose device and dtype the tables get (of
-             bfloat16 it is float32); stretch, None or (factor,
-             kept, stretched) of stretch_waves.
+    Args:    start, stop, positions; head_dim D, even; theta, the base of the wavelengths; like,
+             an array whose device and dtype the tables get (float32, where it is bfloat16);
+             stretch, None or (factor, kept, stretched) of stretch_waves.
     Returns: cos, sin (T, D/2) with T = stop − start.
     Raises:  ValueError if head_dim is odd.
     """
@@ -74,14 +73,14 @@ def rope_table(start, stop, head_dim, theta, like, stretch=None):
     if stretch is not None:
         omega = stretch_waves(omega, *stretch)  # (D/2,)
     angle = position[:, None] * omega  # (T, D/2), float64: float32 is off by 1e-3 at p = 10⁴
-    dtype = like.dtype if like.dtype.kind in "fc" else np.float32  # bfloat16 would turn too far
+    dtype = like.dtype if like.dtype.kind in "fc" else np.float32  # bfloat16's 3 digits are too few
     return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
 
 def stretch_waves(omega, factor, kept=0.0, stretched=0.0):
     """Turn the planes of long wavelength more slowly.
 
-    Args:    omega (D/2,) in radians a token; factor s; kept, the length in tokens up to which waves
+    Args:    omega (D/2,) in radians a token; factor f; kept, the length in tokens up to which waves
              stay as they are; stretched, the length from which they are stretched as a whole; 0
              for both stretches all.
     Returns: omega (D/2,).

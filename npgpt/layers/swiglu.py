@@ -2,10 +2,11 @@
 
 Why
     A stack of linear layers is one linear layer; something between them has to
-    bend. SwiGLU bends by a gate. The linear layer before it makes 2F channels: F
-    gates g and F values u. A gate passes through SiLU, which is nearly 0 for
-    g ≪ 0 and nearly g for g ≫ 0, and multiplies its value. So a channel can be
-    shut, or open in proportion, and the network can compute products.
+    bend: the activation function. SwiGLU bends by a gate. The linear layer before
+    it makes 2F channels: F gates g and F values u. A gate passes through SiLU,
+    which is nearly 0 for g ≪ 0 and nearly g for g ≫ 0, and multiplies its value.
+    So a channel can be shut, or open in proportion, and the network can compute
+    products.
 
 Forward, for one pair of channels g (gate) and u (up), the two halves of x
     σ = 1 / (1 + exp(−g))

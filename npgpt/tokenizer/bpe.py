@@ -31,7 +31,7 @@ Training, by hand
 
     (␣, s) is the most frequent. Its merge ends (s, e), for each s before an e stood behind a
     space, and leaves five pairs that occur twice: (h, e), (e, l), (l, l), (l, s) and the new
-    (␣s, e). Of equals the greatest wins, in the order of their bytes: it is alphabetical.
+    (␣s, e). Of equals the last in the alphabet wins (in the order of their bytes): (l, s).
     >>> tok = BPETokenizer.train(["she sells sea shells"], vocab_size=260, special_tokens=())
     >>> tok.merges
     [(b' ', b's'), (b'l', b's'), (b'l', b'ls'), (b'h', b'e')]

@@ -4,8 +4,8 @@ The scores of QUERIES queries and KEYS keys fit into the fastest cache. They lie
 for each key and a column for each query: so a softmax runs down the columns, all queries
 side by side, and no sum has to be gathered from the lanes of a vector.
 
-The softmax over all keys from one block after the other: keep the largest score so far and the sum
-of weights relative to it. When a block brings a larger one, what was summed is made smaller by
+The softmax over all keys is made one block after the other: keep the largest score so far, and the
+sum of weights relative to it. When a block brings a larger one, what was summed is made smaller by
 exp(old − new), and goes on. Blocks that lie wholly in the future are not computed at all.
 
 Memory grows with T, not with T²: a copy of the keys and values of one head, and one block.

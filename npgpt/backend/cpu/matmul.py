@@ -1,10 +1,10 @@
-"""C = A @ B for the linear layers, which are four fifths of what a training step does.
+"""C = A @ B for the linear layers, which take four fifths of the time of a training step.
 
 OpenBLAS copies both factors into an order of its own and fills C with zeros before it begins. With
-a few hundred channels this takes a fifth of its time. Here A is read where it lies, if its rows
-are what is multiplied, and C is written once.
+a few hundred channels this takes a fifth of its time. Here A is read where it lies, unless it
+is its transpose that is multiplied, and C is written once for each part of K.
 
-    for each part of the common axis K, STEPS long:
+    for each part of the common axis K, at most STEPS long:
         for each panel of B, WIDTH columns, copied to be read from front to back:
             for each strip of ROWS of A, which stays in the first-level cache:
                 for each strip of COLUMNS of the panel, from the second: a tile of C
@@ -13,9 +13,9 @@ The tile is made in registers. A strip of the panel has its COLUMNS numbers of s
 those of step 1, and so on. The copy costs one reading of B and pays for itself, since each number
 of it is used once for each row of A.
 
-An A that has to be turned is copied too, row by row. To be used from the cache, one of the two
-copies has to be small: a B of few columns is one panel, and A is turned HEIGHT rows at a time, just
-before they are multiplied; beside a wider B, of many panels, A is turned only once.
+An A that has to be turned (transposed) is copied too, row by row. To be used from the cache, one
+of the two copies has to be small: a B of few columns is one panel, and A is turned HEIGHT rows at a
+time, just before they are multiplied; beside a wider B, of many panels, A is turned only once.
 
 The sum over K has one order, whatever the number of rows: cut a batch into pieces, and each row
 of the result has the same bits.
