@@ -92,6 +92,16 @@ def test_no_sums_race_and_alignments_are_told():
     assert all(asked[i] in (4, 8, 16, 32, 64, 128, 256) for i in (5, 6, 7, 8))
 
 
+@pytest.mark.parametrize(
+    "dtype, k, scheme", [(F32, 6, 2), (BF16, 128, 2), (F16, 1024, 2), (BF16, 1028, 0), (F16, 10, 0)]
+)
+def test_a_16_bit_sum_is_cut_into_whole_tiles_only(dtype, k, scheme):
+    dll = FakeDll()
+    a, b = numbers(4, k, dtype=dtype), numbers(k, 8, dtype=dtype)
+    CublasLt(dll, FakeClock()).multiply(*map(on_device, (np.empty((4, 8), F32), a, b)))
+    assert dict(dll.asked)[3] == scheme
+
+
 def product(library, m=4, add=None):
     out = np.empty((m, 8), F32)
     library.multiply(on_device(out), on_device(numbers(m, 6)), on_device(numbers(6, 8)), add)
@@ -272,6 +282,7 @@ def test_numbers_are_those_of_the_header(header):
         f"{preference}REDUCTION_SCHEME_MASK": cublaslt.REDUCTION_SCHEMES,
         **{f"{preference}MIN_ALIGNMENT_{x}_BYTES": n for x, n in zip("ABCD", cublaslt.ALIGNMENTS)},
         "CUBLAS_STATUS_NOT_SUPPORTED": cublaslt.UNSUPPORTED,
+        "CUBLASLT_REDUCTION_SCHEME_NONE": cublaslt.IN_ONE,
         "CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE": cublaslt.IN_ORDER,
     }
     assert used == {name: found.get(name) for name in used}

@@ -6,6 +6,7 @@ registers than let enough threads run side by side.
 """
 
 import multiprocessing
+import re
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -87,6 +88,18 @@ def test_kernels_compile_without_spills(architecture, logs):
             most = MOST_REGISTERS[source.name]
             most = max(most, 64) if architecture == 75 else most  # it has 64 for all of its threads
             assert registers <= most, f"{source.name}, {kernel}"
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_loads_do_not_wait_for_one_another(turn):
+    """A tile that is stored before the next is loaded would take the time of both."""
+    ptx = nvrtc.instructions(attention_on_tensor_cores(BFLOAT16, 64, turn=turn).text(), 90)
+    kernels = ptx.split(".entry ")[1:]
+    assert len(kernels) == 3
+    for kernel in kernels:
+        _, loop, _ = kernel.split("bar.sync")  # nobody reads what was; all is there
+        steps = re.findall(r"ld\.global|st\.shared", loop)
+        assert steps == sorted(steps) and "st.shared" in steps, kernel.split("(")[0]
 
 
 def test_the_report_shows_a_spill():

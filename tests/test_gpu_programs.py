@@ -4,20 +4,27 @@ Its arrays refuse to meet those of the host, its kernels are the real sources on
 what is tried here is everything but speed: train.py, --resume, generate.py, and the benchmark.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_on_cpu.runner import compiler_version
+from fake_runtime import FakeRuntime
 
+import benchmarks.gpu.__main__ as gpu_main
+from benchmarks.gpu import ahead
 from benchmarks.gpu import steps as gpu_steps
 from benchmarks.gpu.__main__ import PARTS, share, write_tables
 from benchmarks.gpu.contestant import ContestantError
-from benchmarks.gpu.part import PartReport
+from benchmarks.gpu.part import Clock, PartReport
 from benchmarks.gpu.runner import LAST_LINES, read_rows, run_part
 from npgpt.backend import fused
 
@@ -280,6 +287,121 @@ def test_npgpt_gets_ready_alone_and_who_fails_leaves_the_race(tmp_path, monkeypa
     assert row["trace"] == "where it happened" and row["met"] is None
 
 
+def test_races_share_the_time_and_the_best_is_none_without_the_usual_form(tmp_path, monkeypatch):
+    asked = []
+
+    def race(report, rows, names, seconds):
+        asked.append((rows, names[0], round(seconds, -1)))
+        found = {name: dict(seconds=1.0, ratio=1.0, loss=1.0, memory=1e9) for name in names}
+        if rows == 256:
+            del found["torch default flash autocast"]  # it was not ready in time
+        return found
+
+    monkeypatch.setattr(gpu_steps, "race", race)
+    report = PartReport("Steps", tmp_path / "rows")
+    gpu_steps.measure(report, SimpleNamespace(batches="256,32", all_variants=False, seconds=300.0))
+    assert asked == [(256, "npgpt", 100.0), (32, "npgpt", 250.0)]  # the first took no time at all
+    bars = {row["name"]: row["at_least"] for row in report.rows if " faster than " in row["name"]}
+    plain = "torch default flash autocast"
+    assert bars == {
+        "256 rows: faster than torch eager flash autocast, the best of 4": None,
+        "32 rows: faster than torch eager flash autocast, the best of 5": None,
+        f"32 rows: faster than {plain}": 1.25,
+    }
+
+
+def test_forms_of_pytorch_are_compiled_beside_a_part(tmp_path, monkeypatch):
+    forms = gpu_steps.compiled_forms("256,32", False)
+    assert len(forms) == 8 and forms[0] == ("torch default flash autocast", 256)
+    assert ("torch reduce-overhead flash masters", 32) in forms
+    package = tmp_path / "benchmarks" / "gpu"
+    package.mkdir(parents=True)
+    for folder, real in ((package.parent, ROOT / "benchmarks"), (package, ROOT / "benchmarks/gpu")):
+        (folder / "__init__.py").write_text(f"__path__.append({str(real)!r})", "utf-8")
+    contestant = """
+import json, sys, time
+while sys.argv[2] == "slow":
+    open("slow.txt", "a").write("still here, ")
+    time.sleep(0.01)
+print(json.dumps(dict(error="no such form", trace="") if sys.argv[2] == "bad" else dict(loss=1.0)))
+"""
+    (package / "steps.py").write_text(contestant, "utf-8")
+    monkeypatch.setattr(ahead, "ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.gpu.contestant.ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (package / "ahead.py").write_text(
+        "from pathlib import Path\nfrom benchmarks.gpu import contestant\n"
+        f"contestant.ROOT = Path({str(tmp_path)!r})\n{Path(ahead.__file__).read_text('utf-8')}",
+        "utf-8",
+    )
+    log, slow = tmp_path / "gpu.log", tmp_path / "slow.txt"
+    with (
+        log.open("w", encoding="utf-8") as file,
+        ahead.compiled_ahead([("good", 4), ("bad", 4), ("slow", 4)], file),
+    ):
+        for _ in range(600):
+            if slow.exists() and log.read_text("utf-8").count("\n") > 1:
+                break
+            time.sleep(0.1)
+    lines = sorted(log.read_text("utf-8").splitlines())
+    assert lines[0] == "bad, 4 rows: no such form"
+    assert lines[1].startswith("good, 4 rows: compiled in ") and len(lines) == 2
+    before = slow.stat().st_size
+    time.sleep(0.3)
+    assert slow.stat().st_size == before  # it went with the context
+
+
+@pytest.mark.parametrize(
+    "parts, size, beside",
+    [("parity,steps", 80e9, ["parity"]), ("parity,steps", 24e9, []), ("steps", 80e9, []),
+     ("steps,parity", 80e9, []), ("parity,kernels", 80e9, [])],
+)  # fmt: skip
+def test_forms_are_compiled_where_there_is_time_and_room(
+    tmp_path, monkeypatch, parts, size, beside
+):
+    compiling, ran = [], []
+
+    @contextlib.contextmanager
+    def compiled_ahead(forms, log):
+        assert forms[0] == ("torch default flash autocast", 8) and len(forms) == 4
+        compiling.append(True)
+        yield
+        compiling.clear()
+
+    def run_part(part, *rest):
+        ran.extend([part] if compiling else [])
+        return []
+
+    card = dict(gpu="H", bytes=size, versions={})
+    for name, stand_in in (
+        ("compiled_ahead", compiled_ahead), ("run_part", run_part), ("find_card", lambda _: card),
+    ):  # fmt: skip
+        monkeypatch.setattr(gpu_main, name, stand_in)
+    words = ["gpu", "--parts", parts, "--batches", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert gpu_main.main() == 0 and ran == beside
+
+
+def test_a_clock_keeps_results_apart():
+    class Result:
+        pass
+
+    alive, most, events = weakref.WeakSet(), [], SimpleNamespace(record=lambda stream: None)
+    events.synchronize = lambda: None
+
+    def call():
+        result = Result()
+        alive.add(result)
+        most.append(len(alive))
+        return result
+
+    cuda = SimpleNamespace(Event=lambda: events, get_elapsed_time=lambda first, last: 6.0)
+    runtime = FakeRuntime()
+    runtime.cupy = SimpleNamespace(cuda=cuda)
+    assert Clock(runtime).seconds(call, call, call, rounds=1) == pytest.approx(2e-3)
+    assert most == [1, 2, 3] * 2  # before it is recorded, and then
+
+
 def test_on_the_host_parity_runs_the_text():
     pytest.importorskip("numba", reason="numba is not installed")
     from benchmarks.gpu.parity import text_on_the_host
@@ -337,6 +459,12 @@ def test_memory_that_a_graph_uses_is_not_given_back(tmp_path):
     assert done.stdout.splitlines() == [
         "CUDARuntimeError", "OutOfMemoryError", "CUDARuntimeError", f"{none} False", f"{none} True"
     ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("batches", ["many", "256,", "0"])
+def test_batches_that_are_none_are_refused(tmp_path, batches):
+    done = program("-m", "benchmarks.gpu", "--batches", batches, cwd=tmp_path)
+    assert done.returncode == 2 and "must be numbers of rows, as 256,32" in done.stderr
 
 
 def test_an_unknown_part_is_refused(tmp_path):

@@ -14,6 +14,7 @@ The parts, each in a process of its own, so that one that fails takes none of th
     generate   tokens a second from a KV cache, beside PyTorch's
     train      the 40M preset, trained for some minutes: its loss curve
     sanitize   (only when named) compute-sanitizer over the small kernels of `parity`
+On a GPU of 60 GB or more PyTorch's forms for `steps` are compiled beside `parity`: see ahead.py.
 
 Figures are printed as they come, and kept in OUT/gpu.json and OUT/gpu.md as they come, too: whoever
 stops this program loses nothing. All that was printed is in OUT/gpu.log; what failed has its
@@ -21,13 +22,16 @@ traceback in gpu.json.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.gpu.ahead import compiled_ahead
 from benchmarks.gpu.runner import run_part
+from benchmarks.gpu.steps import compiled_forms
 from benchmarks.report import machine
 from npgpt.checkpoint import write_atomic
 from npgpt.cli import main_with_errors
@@ -36,6 +40,7 @@ from npgpt.errors import UserError
 # The parts, and the seconds that each would like to have: they share those that there are.
 PARTS = {"parity": 150, "ceilings": 25, "kernels": 60, "steps": 240, "generate": 45, "train": 70}
 EXTRA = {"sanitize": 560}
+ROOMY = 60e9  # bytes of a GPU on which PyTorch's forms leave `parity` beside them enough
 
 
 def main():
@@ -58,6 +63,8 @@ def main():
         if part not in {**PARTS, **EXTRA}:
             known = ", ".join({**PARTS, **EXTRA})
             raise UserError(f"--parts has no {part!r}: choose from {known}")
+    if not all(rows.strip().isdigit() and int(rows) > 0 for rows in options.batches.split(",")):
+        raise UserError(f"--batches {options.batches!r} must be numbers of rows, as 256,32")
     card = find_card(parts)
     out = Path(options.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -78,10 +85,15 @@ def main():
                 minutes=options.minutes, data=options.data, batches=options.batches,
                 all_variants=options.all_variants, out=str(out), seconds=limit,
             )  # fmt: skip
-            kept = Path(scratch) / f"{part}.jsonl"
-            rows.extend(
-                run_part(part, wishes, kept, log, lambda new: write_tables(out, facts, rows + new))
-            )
+            kept, beside = Path(scratch) / f"{part}.jsonl", contextlib.nullcontext()
+            if part == "parity" and "steps" in parts[i:] and card["bytes"] > ROOMY:
+                beside = compiled_ahead(compiled_forms(options.batches, options.all_variants), log)
+            with beside:
+                rows.extend(
+                    run_part(
+                        part, wishes, kept, log, lambda new: write_tables(out, facts, rows + new)
+                    )
+                )
             write_tables(out, facts, rows)
     missed = [row["name"] for row in rows if row["met"] is False]
     bars = sum(row["met"] is not None for row in rows)
@@ -92,9 +104,9 @@ def main():
 
 
 def find_card(parts):
-    """What the GPU is called, and the versions of what drives it.
+    """What the GPU is called, its memory, and the versions of what drives it.
 
-    Returns: dict with "gpu" and "versions".
+    Returns: dict with "gpu", "bytes" and "versions".
     Raises:  UserError if there is none: every part needs one.
     """
     from npgpt.backend import select_backend
@@ -106,11 +118,12 @@ def find_card(parts):
             print(f"{part:10s} not measured: it needs a GPU", flush=True)
         raise UserError(f"nothing was measured: {error}") from None
     runtime = cupy.cuda.runtime
-    name = runtime.getDeviceProperties(0)["name"].decode()
+    properties = runtime.getDeviceProperties(0)
+    name, size = properties["name"].decode(), properties["totalGlobalMem"]
     versions = dict(
         cupy=cupy.__version__, cuda=runtime.runtimeGetVersion(), driver=runtime.driverGetVersion()
     )
-    return dict(gpu=name, versions=versions)
+    return dict(gpu=name, bytes=size, versions=versions)
 
 
 def share(parts, minutes, left):

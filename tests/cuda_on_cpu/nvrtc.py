@@ -16,16 +16,36 @@ def compiled(text, architecture):
     Returns: the compiler's report.
     Raises:  RuntimeError if it refuses the text.
     """
+    program, log = _compile(text, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    nvrtc.nvrtcDestroyProgram(program)
+    return log
+
+
+def instructions(text, architecture):
+    """The instructions of a text, in PTX: what is left to do is to give them registers.
+
+    Args:    as of compiled.
+    """
+    program, _ = _compile(text, f"-arch=compute_{architecture}")
+    _, size = nvrtc.nvrtcGetPTXSize(program)
+    ptx = b" " * size
+    nvrtc.nvrtcGetPTX(program, ptx)
+    nvrtc.nvrtcDestroyProgram(program)
+    return ptx.decode()
+
+
+def _compile(text, *options):
+    """A program, and the compiler's log."""
     _, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", 0, [], [])
-    options = [f"-arch=sm_{architecture}", *OPTIONS, *OF_CUPY, "--ptxas-options=-v"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+    options = [o.encode() for o in (*options, *OPTIONS, *OF_CUPY)]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
     log = b" " * size
     nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(program)
     if int(status):
+        nvrtc.nvrtcDestroyProgram(program)
         raise RuntimeError(log.decode())
-    return log.decode()
+    return program, log.decode()
 
 
 def report(log):

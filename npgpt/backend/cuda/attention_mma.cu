@@ -44,45 +44,73 @@ DEVICE float dropped(const Mask& mask, unsigned long long head_start, int t, int
     return DROPS ? mask_at(mask, head_start + (long long)t * S + s) : 1.0f;
 }
 
-// Rows first, first + 1, … of a head into a tile of ROWS rows; zeros where there are none.
+// How many vectors of 8 channels a thread has of ROWS rows.
+#define PARTS(ROWS) ((ROWS * (D / 8) + THREADS - 1) / THREADS)
+
+// ROWS rows of a head from `first` on, into registers; zeros where there are none. All loads are on
+// their way before one is waited for, and what stands between this and `lay` can use the time.
 template <int ROWS>
-DEVICE void fetch(element* tile, const element* head, int first, int stop, long long stride) {
+DEVICE void take(
+    uint4 (&parts)[PARTS(ROWS)], const element* head, int first, int stop, long long stride) {
     #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
-        int row = i / (D / 8), c = i % (D / 8) * 8;
-        uint4 eight = {0, 0, 0, 0};
-        if (first + row < stop) eight = *(const uint4*)(head + (first + row) * stride + c);
-        *(uint4*)(tile + row * PITCH + c) = eight;
+    for (int n = 0; n < PARTS(ROWS); n++) {
+        int i = n * THREADS + threadIdx.x, row = i / (D / 8), c = i % (D / 8) * 8;
+        bool there = row < ROWS && first + row < stop;
+        parts[n] = {0, 0, 0, 0};
+        if (there) parts[n] = *(const uint4*)(head + (first + row) * stride + c);
     }
 }
 
-// The same of q or k: with TURN, channels c and c + D/2 are turned by the angle of plane c.
+// … and from there into a tile.
+template <int ROWS>
+DEVICE void lay(element* tile, const uint4 (&parts)[PARTS(ROWS)]) {
+    #pragma unroll
+    for (int n = 0; n < PARTS(ROWS); n++) {
+        int i = n * THREADS + threadIdx.x, row = i / (D / 8), c = i % (D / 8) * 8;
+        if (row < ROWS) *(uint4*)(tile + row * PITCH + c) = parts[n];
+    }
+}
+
+// Both, for q or k: with TURN, channels c and c + D/2 are turned by the angle of plane c.
 template <int ROWS>
 DEVICE void fetch_turned(
     element* tile, const element* head, int first, int stop, long long stride, const float* cos,
     const float* sin) {
 #if TURN
+    const int PAIRS = (ROWS * (D / 16) + THREADS - 1) / THREADS;
+    uint4 halves[PAIRS][2];
     #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * (D / 16); i += THREADS) {
-        int row = i / (D / 16), c = i % (D / 16) * 8, place = first + row;
-        float x1[8] = {}, x2[8] = {}, turn[8], tilt[8];
-        if (place < stop) {
-            load(x1, head + place * stride + c);
-            load(x2, head + place * stride + c + D / 2);
-            load_floats(turn, cos + place * (D / 2) + c);
-            load_floats(tilt, sin + place * (D / 2) + c);
-            #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float a = x1[j], b = x2[j];
-                x1[j] = a * turn[j] - b * tilt[j];
-                x2[j] = b * turn[j] + a * tilt[j];
-            }
+    for (int n = 0; n < PAIRS; n++) {
+        int i = n * THREADS + threadIdx.x, row = i / (D / 16), c = i % (D / 16) * 8;
+        halves[n][0] = halves[n][1] = {0, 0, 0, 0};
+        if (row >= ROWS || first + row >= stop) continue;
+        halves[n][0] = *(const uint4*)(head + (first + row) * stride + c);
+        halves[n][1] = *(const uint4*)(head + (first + row) * stride + c + D / 2);
+    }
+    #pragma unroll
+    for (int n = 0; n < PAIRS; n++) {
+        int i = n * THREADS + threadIdx.x, row = i / (D / 16), c = i % (D / 16) * 8;
+        float x1[8], x2[8], turn[8] = {}, tilt[8] = {};
+        if (row >= ROWS) continue;
+        load(x1, (const element*)&halves[n][0]);
+        load(x2, (const element*)&halves[n][1]);
+        if (first + row < stop) {
+            load_floats(turn, cos + (first + row) * (D / 2) + c);
+            load_floats(tilt, sin + (first + row) * (D / 2) + c);
+        }
+        #pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float a = x1[j], b = x2[j];
+            x1[j] = a * turn[j] - b * tilt[j];
+            x2[j] = b * turn[j] + a * tilt[j];
         }
         store(tile + row * PITCH + c, x1);
         store(tile + row * PITCH + c + D / 2, x2);
     }
 #else
-    fetch<ROWS>(tile, head, first, stop, stride);
+    uint4 parts[PARTS(ROWS)];
+    take<ROWS>(parts, head, first, stop, stride);
+    lay<ROWS>(tile, parts);
 #endif
 }
 
@@ -205,9 +233,11 @@ extern "C" __global__ void __launch_bounds__(128, FORWARD_BLOCKS) attention_forw
     unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + TILE + S - T);  // no query of the tile sees a key from here on
     for (int s = 0; s < stop; s += OTHERS) {
+        uint4 parts[PARTS(OTHERS)];
+        take<OTHERS>(parts, v + b * k_batch + g * k_head, s, S, k_place);
         __syncthreads();  // nobody reads the tiles before any more
         fetch_turned<OTHERS>(keys, k + b * k_batch + g * k_head, s, S, k_place, cos, sin);
-        fetch<OTHERS>(values, v + b * k_batch + g * k_head, s, S, k_place);
+        lay<OTHERS>(values, parts);
         __syncthreads();
         if (s > first + own + 15 + S - T) continue;  // none of the warp's queries sees these keys
         float scores[OTHERS / 8][4];
@@ -275,8 +305,10 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
     int first = blockIdx.x * TILE, h = blockIdx.y, g = h / (H / G);
     int own = threadIdx.x / WARP * 16;
     long long b = blockIdx.z;
+    uint4 of_dy[PARTS(TILE)];
+    take<TILE>(of_dy, dy + (b * T * H + h) * D, first, T, (long long)H * D);
     fetch_turned<TILE>(queries, q + b * q_batch + h * q_head, first, T, q_place, cos, sin);
-    fetch<TILE>(upstream, dy + (b * T * H + h) * D, first, T, (long long)H * D);
+    lay<TILE>(upstream, of_dy);
     float sums[D / 8][4], log_total[2], average[2], scale2 = scale * LOG2_E;
     clear(sums);
     #pragma unroll
@@ -284,10 +316,11 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
         int t = first + own + GROUP + 8 * r;
         long long row = ((b * T + t) * H + h) * D;
         float sum = 0.0f;
-        for (int c = threadIdx.x % 4 * 8; t < T && c < D; c += 32) {
-            float a[8], d[8];
-            load(a, y + row + c);
-            load(d, dy + row + c);
+        #pragma unroll
+        for (int start = 0; start < D; start += 32) {
+            int c = start + threadIdx.x % 4 * 8;
+            float a[8] = {}, d[8] = {};
+            if (t < T && c < D) load(a, y + row + c), load(d, dy + row + c);
             #pragma unroll
             for (int j = 0; j < 8; j++) sum += a[j] * d[j];
         }
@@ -299,9 +332,11 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
     unsigned long long head_start = mask_start + (b * H + h) * T * S;
     int stop = min(S, first + TILE + S - T);
     for (int s = 0; s < stop; s += OTHERS) {
+        uint4 parts[PARTS(OTHERS)];
+        take<OTHERS>(parts, v + b * k_batch + g * k_head, s, S, k_place);
         __syncthreads();
         fetch_turned<OTHERS>(keys, k + b * k_batch + g * k_head, s, S, k_place, cos, sin);
-        fetch<OTHERS>(values, v + b * k_batch + g * k_head, s, S, k_place);
+        lay<OTHERS>(values, parts);
         __syncthreads();
         if (s > first + own + 15 + S - T) continue;
         float p[OTHERS / 8][4], ds[OTHERS / 8][4];
@@ -340,8 +375,10 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
     int start = blockIdx.x * TILE, g = blockIdx.y, R = H / G;
     int own = threadIdx.x / WARP * 16;
     long long b = blockIdx.z;
+    uint4 of_v[PARTS(TILE)];
+    take<TILE>(of_v, v + b * k_batch + g * k_head, start, S, k_place);
     fetch_turned<TILE>(keys, k + b * k_batch + g * k_head, start, S, k_place, cos, sin);
-    fetch<TILE>(values, v + b * k_batch + g * k_head, start, S, k_place);
+    lay<TILE>(values, of_v);
     float dk_sums[D / 8][4], dv_sums[D / 8][4], scale2 = scale * LOG2_E;
     clear(dk_sums);
     clear(dv_sums);
@@ -350,14 +387,18 @@ extern "C" __global__ void __launch_bounds__(128, BACKWARD_BLOCKS) attention_bac
     for (int h = g * R; h < (g + 1) * R; h++) {
         unsigned long long head_start = mask_start + (b * H + h) * T * S;
         for (int first = begin; first < T; first += OTHERS) {
+            uint4 parts[PARTS(OTHERS)];
+            take<OTHERS>(parts, dy + (b * T * H + h) * D, first, T, (long long)H * D);
+            long long place = (b * H + h) * T + first + threadIdx.x;
+            bool there = threadIdx.x < OTHERS && first + threadIdx.x < T;
+            float log_total = there ? lse[place] : 0.0f, average = there ? delta[place] : 0.0f;
             __syncthreads();
             fetch_turned<OTHERS>(
                 queries, q + b * q_batch + h * q_head, first, T, q_place, cos, sin);
-            fetch<OTHERS>(upstream, dy + (b * T * H + h) * D, first, T, (long long)H * D);
+            lay<OTHERS>(upstream, parts);
             if (threadIdx.x < OTHERS) {
-                int t = first + threadIdx.x;
-                log_totals[threadIdx.x] = t < T ? lse[(b * H + h) * T + t] * LOG2_E : 0.0f;
-                averages[threadIdx.x] = t < T ? delta[(b * H + h) * T + t] : 0.0f;
+                log_totals[threadIdx.x] = log_total * LOG2_E;
+                averages[threadIdx.x] = average;
             }
             __syncthreads();
             if (start + own > first + OTHERS - 1 + S - T) continue;

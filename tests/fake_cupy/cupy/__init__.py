@@ -166,7 +166,10 @@ def get_default_memory_pool():
 runtime = SimpleNamespace(
     getDeviceCount=lambda: 1,
     getDevice=lambda: 0,
-    getDeviceProperties=lambda number: {"name": b"A GPU that does not exist"},
+    getDeviceProperties=lambda number: {
+        "name": b"A GPU that does not exist",
+        "totalGlobalMem": 16 << 30,
+    },
     runtimeGetVersion=lambda: 13000,
     driverGetVersion=lambda: 13000,
     memGetInfo=lambda: (8 << 30, 16 << 30),
