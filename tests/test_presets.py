@@ -22,7 +22,7 @@ from npgpt.presets import PRESETS
 from npgpt.runs import find_run, load_run
 from npgpt.sampling import choose_token, generate, sample_rngs
 from npgpt.settings import Settings, with_preset
-from npgpt.training import _config
+from npgpt.training import model_config
 
 TOKENS = {"shakespeare-char": 65, "small-gpt": 50_257}
 PADDED = GPTConfig(
@@ -36,7 +36,7 @@ LECTURE = GPTConfig(
 
 def config_of(name):
     s = with_preset(Settings(preset=name), {"preset"})
-    return _config(s, TOKENS.get(name, s.vocab_size))
+    return model_config(s, TOKENS.get(name, s.vocab_size))
 
 
 @pytest.mark.parametrize("name", PRESETS)
