@@ -31,11 +31,13 @@ GELU_TANH = "layers.mlp:gelu_tanh_backward"
 LOSS = "layers.loss:cross_entropy_backward"
 SMOOTH = "layers.loss:smooth_cross_entropy_backward"
 BLOCK = "block:block_backward"
+ADD = "block:add_branch"
 BACKWARD = "model:backward"
 MATRIX = "block:matrix_backward"
 INTO = "block:linear_backward_into"
 AFFINE_INTO = "block:affine_backward_into"
 NORM = "block:norm_backward"
+ONTO = "block:norm_backward_onto"
 STEP = "model:loss_and_dlogits"
 ADAMW = "optim:adamw_update"
 SCHEDULE = "optim:cosine_schedule"
@@ -344,11 +346,23 @@ MUTANTS = (
            ("smoothing * dloss / (N * V)", "smoothing / (N * V)")),
     # block
     _fault("block", BLOCK, "What went past the MLP is lost: only the branch's gradient goes on.",
-           ("dx = meet(dx, dh)", "dx = dh")),
+           ('"mlp_norm", config, past=dx)', '"mlp_norm", config)')),
     _fault("block", BLOCK, "What went through the MLP is lost.",
-           ("dx = meet(dx, dh)", "dx = dx")),
+           ('dx = norm_backward(dh, cache["mlp_norm"]', '_ = norm_backward(dh, cache["mlp_norm"]')),
     _fault("block", BLOCK, "What went past the attention is lost.",
-           ("return meet(dx, dh)", "return dh")),
+           ('"attn_norm", config, past=dx)', '"attn_norm", config)')),
+    _fault("block", ONTO, "What went through a branch is added twice, and what went past it never.",
+           ("meet(past, dx)", "meet(dx, dx)")),
+    _fault("block", ONTO, "What went past is added to what came down to the norm, before it.",
+           ("backward(dy, cache)", "backward(meet(past, dy), cache)"), ("meet(past, dx)", "dx")),
+    _fault("block", "block:linear_forward_onto", "The stream ends where a branch is added to it.",
+           ("meet(past, y)", "y")),
+    _fault("block", "block:linear_forward_onto", "A branch is added to itself.",
+           ("meet(past, y)", "meet(y, y)")),
+    _fault("block", ADD, "The bias of a branch's last matrix is left out on the way up.",
+           ("bias_of(name) not in p and ", "")),
+    _follows("block", ADD, "A branch drops nothing, unless its last matrix has a bias.",
+             (" and (chance is None or config.dropout == 0.0)", "")),
     _fault("block", INTO, "A gradient is put in the place of the buffer, and is lost.",
            ("g += dw", "g = dw")),
     _fault("block", INTO, "A gradient is assigned: of two batches, the last one counts.",
@@ -370,7 +384,8 @@ MUTANTS = (
     _fault("block", ATTEND_BACKWARD, "Keys and values are joined in the wrong order.",
            ("join_qkv(dq, dk, dv)", "join_qkv(dq, dv, dk)")),
     _fault("block", BLOCK, "The MLP's norm is left out on the way down.",
-           ('dh = norm_backward(dh, cache["mlp_norm"]', '_ = norm_backward(dh, cache["mlp_norm"]')),
+           ('norm_backward(dh, cache["mlp_norm"], g, "mlp_norm", config, past=dx)',
+            'dx + dh + 0.0 * norm_backward(dh, cache["mlp_norm"], g, "mlp_norm", config)')),
     _fault("block", "block:split_qkv", "Values are cut out where the keys are.",
            ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
     # model

@@ -327,6 +327,8 @@ def _shared_masks(config):
     params = _model(np.random.default_rng(10), config)
     _, cache = model.forward(params, np.zeros((2, 3), int), config, chance=model.Chance(1, 2))
     branches = [cache[i][f"{name}_dropout"] for i in range(2) for name in ("wo", "w_down")]
+    if None in branches:
+        return "a branch has nothing dropped in training"
     weights_of = [cache[i]["dropped_attention"] for i in range(2)]
     keys = [key for *_, key, _ in (cache["dropout"], *branches, *weights_of)]
     if len(set(keys)) < len(keys):

@@ -77,17 +77,16 @@ def block_forward(x, p, rope, config, extend=None, chance=None):
     qkv, cache["wqkv"] = matrix_forward(h, p, "wqkv")  # (B, T, (H + 2G)·D)
     a, kept = attend_forward(qkv, rope, config, extend, chance)  # (B, T, H, D)
     cache |= kept
-    h, cache["wo"] = matrix_forward(a.reshape(*x.shape[:2], -1), p, "wo")  # (B, T, C)
-    h, cache["wo_dropout"] = drop_forward(h, 0, config, chance)  # (B, T, C)
-    x = meet(x, h)  # (B, T, C)
+    a = a.reshape(*x.shape[:2], -1)  # (B, T, H·D)
+    x, kept = add_branch(x, a, p, "wo", 0, config, chance)  # (B, T, C)
+    cache |= kept
     if config.mlp != "none":
         mlp_forward, _ = MLPS[config.mlp]
         h, cache["mlp_norm"] = norm_forward(x, p, "mlp_norm", config)  # (B, T, C)
         h, cache["w_up"] = matrix_forward(h, p, config.w_up)  # (B, T, F), with gates 2F
         h, cache["mlp"] = mlp_forward(h)  # (B, T, F)
-        h, cache["w_down"] = matrix_forward(h, p, "w_down")  # (B, T, C)
-        h, cache["w_down_dropout"] = drop_forward(h, 1, config, chance)  # (B, T, C)
-        x = meet(x, h)  # (B, T, C)
+        x, kept = add_branch(x, h, p, "w_down", 1, config, chance)  # (B, T, C)
+        cache |= kept
     return x, cache
 
 
@@ -105,16 +104,31 @@ def block_backward(dx, cache, g, config):
         dh = matrix_backward(dh, cache["w_down"], g, "w_down")  # (B, T, F)
         dh = mlp_backward(dh, cache["mlp"])  # (B, T, F), with gates 2F
         dh = matrix_backward(dh, cache["w_up"], g, config.w_up)  # (B, T, C)
-        dh = norm_backward(dh, cache["mlp_norm"], g, "mlp_norm", config)  # (B, T, C)
-        dx = meet(dx, dh)  # (B, T, C): past the branch, and through it
+        # dx went past the branch, and dh through it: here they meet
+        dx = norm_backward(dh, cache["mlp_norm"], g, "mlp_norm", config, past=dx)  # (B, T, C)
     # forward: x = x + dropout(wo(attention(rope(q), rope(k), v))), q, k, v = wqkv(attn_norm(x))
     dh = drop_backward(dx, cache["wo_dropout"])  # (B, T, C)
     da = matrix_backward(dh, cache["wo"], g, "wo")  # (B, T, H·D)
     da = da.reshape(*dx.shape[:2], config.n_head, config.head_dim)  # (B, T, H, D)
     dqkv = attend_backward(da, cache)  # (B, T, (H + 2G)·D)
     dh = matrix_backward(dqkv, cache["wqkv"], g, "wqkv")  # (B, T, C)
-    dh = norm_backward(dh, cache["attn_norm"], g, "attn_norm", config)  # (B, T, C)
-    return meet(dx, dh)  # (B, T, C)
+    return norm_backward(dh, cache["attn_norm"], g, "attn_norm", config, past=dx)  # (B, T, C)
+
+
+def add_branch(x, h, p, name, place, config, chance):
+    """x + dropout(h @ p[name]): a branch ends, and adds what it found to the stream.
+
+    Args:    x (B, T, C), the stream; h (B, T, F), what its last matrix p[name] is given; place, of
+             the mask, which tells the two branches apart; config and chance, as for block_forward.
+    Returns: x (B, T, C); cache, a dict by layer name.
+    """
+    cache = {f"{name}_dropout": None}
+    if bias_of(name) not in p and (chance is None or config.dropout == 0.0):
+        x, cache[name] = linear_forward_onto(x, h, p[name])  # nothing stands between
+        return x, cache
+    h, cache[name] = matrix_forward(h, p, name)  # (B, T, C)
+    h, cache[f"{name}_dropout"] = drop_forward(h, place, config, chance)  # (B, T, C)
+    return meet(x, h), cache
 
 
 def attend_forward(qkv, rope, config, extend=None, chance=None):
@@ -170,10 +184,16 @@ def norm_forward(x, p, name, config):
     return forward(x, *learned, eps=config.norm_eps)
 
 
-def norm_backward(dy, cache, g, name, config):
-    """Undo norm_forward, add the gradients of gain and bias to g, and return dx."""
-    _, backward = NORMS[config.norm]
-    dx, *dlearned = backward(dy, cache)
+def norm_backward(dy, cache, g, name, config, past=None):
+    """Undo norm_forward, add the gradients of gain and bias to g, and return dx.
+
+    With past (B, T, C), the gradient of x's other use, what is returned is the sum of both.
+    """
+    if past is None:
+        _, backward = NORMS[config.norm]
+        dx, *dlearned = backward(dy, cache)
+    else:
+        dx, *dlearned = norm_backward_onto(past, dy, cache, config.norm)
     for n, d in zip((name, bias_of(name)), dlearned):
         if n in g:
             g[n] += d
@@ -192,6 +212,17 @@ def matrix_backward(dy, cache, g, name):
     if bias in g:
         return affine_backward_into(dy, cache, g[name], g[bias])
     return linear_backward_into(dy, cache, g[name])
+
+
+@fused
+def linear_forward_onto(past, x, w):
+    """linear_forward, and the sum of its y with the stream: a kernel adds where it multiplies.
+
+    Args:    past (B, T, N), what goes past the branch; x (B, T, C); w (C, N).
+    Returns: y (B, T, N); cache of linear_forward.
+    """
+    y, cache = linear_forward(x, w)  # (B, T, N)
+    return meet(past, y), cache
 
 
 @fused
@@ -218,6 +249,19 @@ def affine_backward_into(dy, cache, g, gb):
     g += dw  # (C, N)
     gb += db  # (N,)
     return dx
+
+
+@fused
+def norm_backward_onto(past, dy, cache, norm):
+    """A norm's backward, and the sum of its dx with what went past the branch that it begins.
+
+    Args:    past (B, T, C), the gradient of the stream's other use; dy (B, T, C); cache of the
+             norm's forward; norm, its name in NORMS.
+    Returns: dx (B, T, C); the gradients of gain and bias, as the norm's backward has them.
+    """
+    _, backward = NORMS[norm]
+    dx, *dlearned = backward(dy, cache)  # (B, T, C), (C,) each
+    return meet(past, dx), *dlearned
 
 
 @fused

@@ -7,6 +7,7 @@ Numbers of the enumerations are written down here a second time, from cublasLt.h
 
 import ctypes
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +100,7 @@ class FakeDll:
         left, right = self.matrix(a, of_a, facts[3]), self.matrix(b, of_b, facts[4])
         if left.shape[1] != right.shape[0]:
             return INVALID
+        assert c != d or of_c.value == of_d.value, "what is added to on the spot is described once"
         result = alpha * (left.astype(np.float32) @ right.astype(np.float32))
         if beta:
             result += beta * self.matrix(c, of_c, 0).astype(np.float32)
@@ -139,10 +141,11 @@ class FakeClock:
     """The device of CublasLt: a clock that shows what it is told, and no stream.
 
     Args:    seconds, what the algorithms take, by the order in which they are timed.
+    Attributes: spared, the bytes of each spare memory that was asked for.
     """
 
     def __init__(self, seconds=(), recording=False):
-        self.times, self.now_recording = iter(seconds), recording
+        self.times, self.now_recording, self.spared = iter(seconds), recording, []
 
     def name(self):
         return "a device that does not exist"
@@ -155,6 +158,11 @@ class FakeClock:
 
     def memory(self, size):
         return type("Memory", (), {"ptr": 256})()
+
+    def spare(self, size):
+        memory = np.full(size, 0xFF, np.uint8)
+        self.spared.append(size)
+        return SimpleNamespace(ptr=memory.ctypes.data, memory=memory)
 
     def seconds(self, run):
         run()

@@ -16,6 +16,7 @@ from fake_device import DeviceArray
 from npgpt.backend.cuda import cublaslt, linear
 from npgpt.backend.cuda.cublaslt import CublasLt, CublasLtError
 from npgpt.backend.cuda.matrices import describe, lie
+from npgpt.block import linear_backward_into, linear_forward_onto
 from npgpt.layers import linear_backward, linear_forward
 
 F32, F16, BF16 = KINDS[0], KINDS[2], KINDS[14]
@@ -159,15 +160,37 @@ def test_nothing_is_timed_while_a_graph_is_recorded():
     assert dll.ran == [0, 0, 1, 2, 1]
 
 
-def test_adding_in_place_is_done_once():
-    dll = FakeDll()
-    total = numbers(4, 8, seed=3)
-    before = total.copy()
-    a, b = numbers(4, 6), numbers(6, 8)
-    place = on_device(total)
-    assert CublasLt(dll, FakeClock()).multiply(place, on_device(a), on_device(b), place)
-    assert dll.ran == [0]
-    assert np.allclose(total, before + exact(a, b), atol=1e-5)
+def sum_in_place(library, width=8):
+    """How far off a sum is where the product was added to what was there, whose rows have gaps."""
+    wide = numbers(4, width, seed=3)
+    before, (a, b) = wide.astype(np.float64), (numbers(4, 6), numbers(6, 8))
+    place = on_device(wide[:, :8])
+    assert library.multiply(place, on_device(a), on_device(b), place)
+    assert np.array_equal(wide[:, 8:], before[:, 8:])
+    return np.abs(wide[:, :8] - before[:, :8] - exact(a, b)).max()
+
+
+@pytest.mark.parametrize("width", [8, 11])
+def test_where_a_product_is_added_to_it_is_added_once(width):
+    """Its algorithms are timed on other memory, and only while none is chosen."""
+    dll, clock = FakeDll(), FakeClock([3.0, 1.0, 2.0])
+    library = CublasLt(dll, clock)
+    assert sum_in_place(library, width) < 1e-5
+    assert dll.ran == [0, 1, 2, 1] and clock.spared == [4 * 4 * width]
+    assert sum_in_place(library, width) < 1e-5
+    assert dll.ran[4:] == [1] and len(clock.spared) == 1
+    later = FakeDll()
+    assert sum_in_place(CublasLt(later, FakeClock()), width) < 1e-5 and later.ran == [1]
+
+
+def test_nor_is_it_added_twice_where_a_graph_is_recorded_or_a_choice_fails():
+    dll, clock = FakeDll(), FakeClock([2.0, 1.0, 3.0], recording=True)
+    assert sum_in_place(CublasLt(dll, clock)) < 1e-5
+    assert dll.ran == [0] and clock.spared == []
+    sum_in_place(CublasLt(FakeDll(), FakeClock([2.0, 1.0, 3.0])))
+    dll = FakeDll(fails=[1])
+    assert sum_in_place(CublasLt(dll, FakeClock())) < 1e-5
+    assert dll.ran == [1, 0]
 
 
 def test_the_first_guess_can_be_asked_for(monkeypatch):
@@ -238,13 +261,63 @@ def test_linear_layers(gpu, capsys, dtype, turned, shape):
     assert said.count("\n") == (gpu == "fallback"), "it is said once"
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_a_branch_is_added_to_the_stream_before_it_is_rounded(gpu, dtype):
+    """The second stream leaves of the sum only what rounding would cut off."""
+    x, w = numbers(2, 5, 6, dtype=dtype), numbers(6, 8, dtype=dtype)
+    given = on_device(x), on_device(w)
+    y, _ = linear_forward(*given)
+    for stream in (numbers(2, 5, 8, dtype=dtype, seed=9), -y.get()):
+        before = stream.copy()
+        total, cache = linear_forward_onto(on_device(stream), *given)
+        want = stream.astype(np.float64) + exact(x, w)
+        off = np.abs(total.get().astype(np.float64) - want).max()
+        assert total.dtype == dtype and np.array_equal(stream, before)
+        rounding = {F32: 0.0, BF16: 2**-8, F16: 2**-11}[dtype] * np.abs(want).max()
+        assert off <= 2e-6 + rounding
+        assert cache[0] is given[0] and cache[1] is given[1]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("lies", ["as w", "turned", "with gaps"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_gradient_is_added_where_it_is_made(gpu, monkeypatch, dtype, lies, tied):
+    """In place, but where the array has gaps: there the text adds."""
+    x, dy = numbers(2, 5, 6, dtype=dtype), numbers(2, 5, 8, dtype=dtype, seed=5)
+    w = numbers(8, 6, dtype=dtype).T if tied else numbers(6, 8, dtype=dtype)
+    table, wide = numbers(8, 6, seed=7), numbers(6, 9, seed=7)
+    g = {"as w": wide[:, :8].copy(), "turned": table.T, "with gaps": wide[:, :8]}[lies]
+    before = g.astype(np.float64)
+    given = on_device(dy), tuple(map(on_device, (x, w)))
+    added, real = [], linear.multiply
+
+    def noting(out, a, b, add=None):
+        added.append(add is not None)
+        real(out, a, b, add)
+
+    monkeypatch.setattr(linear, "multiply", noting)
+    dx = linear_backward_into(*given, on_device(g))
+    assert added == [False, lies != "with gaps"]
+    alone, dw = linear_backward(*given)
+    assert np.array_equal(dx.get(), alone.get())
+    assert np.abs(g - (before + dw.get())).max() < 2e-6
+    assert np.array_equal(wide[:, 8:], numbers(6, 9, seed=7)[:, 8:])
+
+
 def test_faulty_shapes_are_refused_by_the_text(gpu):
     x, w = on_device(numbers(2, 6)), on_device(numbers(5, 8))
     with pytest.raises(ValueError, match="linear: w has shape"):
         linear_forward(x, w)
-    _, cache = linear_forward(x, on_device(numbers(6, 8)))
+    w = on_device(numbers(6, 8))
+    with pytest.raises(ValueError):
+        linear_forward_onto(on_device(numbers(2, 9)), x, w)
+    _, cache = linear_forward(x, w)
     with pytest.raises(ValueError):
         linear_backward(on_device(numbers(3, 8)), cache)
+    g = on_device(np.zeros((8, 6), F32))
+    with pytest.raises(ValueError):
+        linear_backward_into(on_device(numbers(2, 8)), cache, g)
+    assert not g.get().any()
 
 
 def test_structures_are_as_large_as_in_the_header():

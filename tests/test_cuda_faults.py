@@ -19,8 +19,11 @@ from cuda_on_cpu.compare import (
     results,
     wrong_in_float32,
     wrong_when_rounded,
+    wrong_where_branches_meet,
 )
 from cuda_on_cpu.runner import compiler_version
+
+from npgpt.backend.cuda.compile import source
 
 pytestmark = [
     pytest.mark.parity,
@@ -65,8 +68,8 @@ PLANTED = {
     "rope, turned on instead of back": ("rope", "odd T, D = 6", "direction * s[i]", "s[i]"),
     "swiglu, the next row's values": ("swiglu", "odd F", "row + F + j", "row + F + j + 1"),
     "loss, a barrier missing": ("loss", "more than a block of vectors", ONE_BARRIER, ""),
-    "loss, the first of each vector": ("loss", "more than a block of vectors",
-        "v + i == t", "v == t"),
+    "loss, the target as all others": ("loss", "more than a block of vectors",
+        "if (t >= 0 && (shift", "if (t > V && (shift"),
     "embedding, a run that begins with its chunk": ("embedding", "tokens of many chunks",
         "starts[v] < first", "starts[v] <= first"),
     "embedding, in the order of arrival": ("embedding", "one token fills all chunks",
@@ -103,6 +106,27 @@ PLANTED = {
     "float16, rounded as if it were bfloat16": (*LONG,
         "rounded_pair<element>(weights[2 * k][0]", "rounded_pair<bf16>(weights[2 * k][0]"),
 }  # fmt: skip
+
+
+WHERE_BRANCHES_MEET = {
+    "rmsnorm, what went past is lost": ("rmsnorm", "if (joined) load(stream", "if (0) load(stream"),
+    "rmsnorm, the first row for all": ("rmsnorm", "past + n * C + c", "past + c"),
+    "rmsnorm, rounded before the sum": ("rmsnorm", "stream[i] + r * (d[i] * gain[i] - xhat * mean)",
+        "stream[i] + to_float(rounded<element>(r * (d[i] * gain[i] - xhat * mean)))"),
+    "layernorm, what went past is lost": ("layernorm",
+        "if (joined) load(stream", "if (0) load(stream"),
+    "layernorm, what went past is scaled too": ("layernorm",
+        "stream[i] + r * (__fmul_rn(", "r * (stream[i] + __fmul_rn("),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WHERE_BRANCHES_MEET)
+def test_a_planted_fault_is_found_where_branches_meet(fault, monkeypatch):
+    layer, right, wrong = WHERE_BRANCHES_MEET[fault]
+    (case,) = (c for c in ROUNDED_CASES if (c.layer, c.name) == (layer, "many rows of vectors"))
+    assert right in source(f"{layer}.cu", BFLOAT16).text()
+    device = install(monkeypatch, change=lambda text: text.replace(right, wrong))
+    assert wrong_where_branches_meet(case, BFLOAT16, device)
 
 
 @pytest.mark.parametrize("fault", PLANTED)

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
 
 from cuda_on_cpu.compare import (
+    BETWEEN,
     BFLOAT16,
     FLOAT16,
     FLOAT32,
@@ -29,11 +30,12 @@ from cuda_on_cpu.compare import (
     text,
     wrong_in_float32,
     wrong_when_rounded,
+    wrong_where_branches_meet,
 )
 from cuda_on_cpu.runner import build_soon, compiler_version, program
 from cuda_on_cpu.variants import attention, attention_on_tensor_cores, variants
 
-from npgpt import layers
+from npgpt import block, layers
 from npgpt.backend.fused import find_kernel
 
 pytestmark = [
@@ -77,6 +79,14 @@ def test_in_16_bits_a_kernel_rounds_its_results(case, dtype, gpu):
     assert wrong_when_rounded(case, dtype, gpu()) == []
 
 
+@pytest.mark.parametrize("case", [c for c in KERNEL_CASES if c.layer in block.NORMS], ids=named)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16, FLOAT16], ids=str)
+def test_what_went_past_a_branch_is_added_before_its_norm_rounds(case, dtype, gpu):
+    device = gpu()
+    assert wrong_where_branches_meet(case, dtype, device) == []
+    assert ("elementwise.cu", "add") not in device.launched
+
+
 PARAMETERS = "w", "b", "wpe"  # whose gradients come back in float32
 
 
@@ -105,7 +115,7 @@ def test_the_order_of_warps_and_blocks_changes_no_bit(case, dtype, gpu):
         assert np.array_equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("function", (*FUNCTIONS, *IN_ONE), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", (*FUNCTIONS, *IN_ONE, *BETWEEN), ids=lambda f: f.__name__)
 def test_a_kernel_has_the_signature_of_its_text(function):
     found = find_kernel(PACKAGE, function)
     assert inspect.signature(found) == inspect.signature(text(function))

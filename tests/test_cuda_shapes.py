@@ -34,7 +34,7 @@ from npgpt import layers, optim
 from npgpt.backend.cuda import compile as cuda
 from npgpt.backend.fused import find_kernel
 from npgpt.block import split_qkv
-from npgpt.model import GPTConfig, loss_and_dlogits
+from npgpt.model import GPTConfig
 
 pytestmark = [
     pytest.mark.parity,
@@ -186,18 +186,6 @@ def test_what_does_not_fit_is_left_to_the_text(fault, gpu):
     found = find_kernel(PACKAGE, function)
     assert found(*across(tuple(args), device.from_host)) is NotImplemented
     assert device.launched == []
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_in_a_step_the_loss_is_differentiated_in_place(smoothing, gpu):
-    device = gpu()
-    logits, targets = array(2, 3, 40), np.arange(6).reshape(2, 3)
-    loss, cache = on(device, layers.smooth_cross_entropy_forward)(logits, targets, smoothing)
-    expected = on(device, layers.smooth_cross_entropy_backward)(0.5, cache)
-    there = across((logits, targets), device.from_host)
-    mean, dlogits = find_kernel(PACKAGE, loss_and_dlogits)(*there, 0.5, smoothing)
-    assert dlogits is there[0] and np.array_equal(dlogits.get(), expected)
-    assert mean.get() == loss
 
 
 # Adding, converting, and the optimizer.

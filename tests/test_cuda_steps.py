@@ -20,7 +20,7 @@ from npgpt.backend.cuda import linear, rounding, runtime, steps, uploads
 from npgpt.backend.cuda.cublaslt import CublasLt
 from npgpt.backend.cuda.rounding import supported
 from npgpt.backend.cuda.steps import DeviceSteps, How
-from npgpt.block import join_qkv, meet
+from npgpt.block import affine_backward_into, join_qkv, linear_forward_onto, meet
 from npgpt.errors import UserError
 from npgpt.loss_scale import LossScale
 from npgpt.model import Chance, GPTConfig, Parameters, init_parameters, loss_and_gradients
@@ -107,7 +107,7 @@ def test_steps_are_those_of_the_text(gpu, accumulate, graph):
     assert {
         "judge",
         "adamw",
-        "cross_entropy_rows",
+        "cross_entropy_in_place",
         "embedding_rows",
         "rmsnorm_forward",
         "rmsnorm_backward",
@@ -294,6 +294,43 @@ def test_what_lies_between_the_layers(gpu, dtype, shape):
     exact = (q.astype(np.float32) + p.astype(np.float32)).astype(q.dtype)
     assert met.dtype == q.dtype and np.array_equal(met.get(), exact)
     assert {kernel for _, kernel in gpu.launched} == {"join", "add"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_of_a_matrix_and_its_bias_are_added_where_they_are_made(gpu, dtype):
+    rng = np.random.default_rng(1)
+    x, w, dy, g, gb = map(
+        rng.standard_normal, [(3, 70, 16), (16, 24), (3, 70, 24), (16, 24), (24,)]
+    )
+    x, w, dy = (z.astype(KINDS_BY_NAME[dtype]) for z in (x, w, dy))
+    totals = [gpu.from_host(z.astype(np.float32)) for z in (g, gb)]
+    expected = [on_host(z) for z in totals]
+    cache = gpu.from_host(x), gpu.from_host(w)
+    dx = affine_backward_into(gpu.from_host(dy), cache, *totals)
+    double = [z.astype(np.float64) for z in (dy, x, w)]
+    want = affine_backward_into.text(double[0], tuple(double[1:]), *expected)
+    off = np.abs(on_host(dx) - want).max() / np.abs(want).max()
+    assert off < (1e-6 if dtype == "float32" else 2.0**-8)
+    for got, total in zip(totals, expected):
+        assert np.abs(on_host(got) - total).max() < 1e-4
+    assert {kernel for _, kernel in gpu.launched} == {"sum_rows", "sum_columns"}
+    before = [on_host(z) for z in totals]
+    with pytest.raises(ValueError):
+        affine_backward_into(gpu.from_host(dy[:2]), cache, *totals)
+    assert all(np.array_equal(a, on_host(b)) for a, b in zip(before, totals))
+
+
+def test_a_stream_with_gaps_is_added_by_a_kernel_of_its_own(gpu):
+    x, w, wide = (
+        np.random.default_rng(1).standard_normal(shape, np.float32)
+        for shape in ((2, 7, 16), (16, 24), (2, 7, 25))
+    )
+    given = [gpu.from_host(z) for z in (wide, x, w)]
+    for stream, kernels in ((given[0][..., :24], {"add"}), (gpu.from_host(wide[..., 1:]), set())):
+        gpu.launched.clear()
+        total, _ = linear_forward_onto(stream, *given[1:])
+        assert np.abs(total.get() - stream.get() - x @ w).max() < 1e-5
+        assert {kernel for _, kernel in gpu.launched} == kernels
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

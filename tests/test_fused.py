@@ -42,6 +42,7 @@ def test_float32_goes_to_the_kernel_and_all_else_to_the_text(who):
     assert who(single, np.arange(3)) == "kernel"
     assert who((single, np.arange(3)), 1.0) == "kernel"
     assert who(single, (0.5, 7, None)) == "kernel"
+    assert who(single, "a name") == "kernel"
     assert who((0.5, 7), 1.0) == "text"
     assert who(double, double) == "text"
     assert who(single, double) == "text"

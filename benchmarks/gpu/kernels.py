@@ -13,7 +13,9 @@ from benchmarks.gpu.ceilings import ceilings
 from benchmarks.gpu.part import Clock, preset, run
 from npgpt import layers, optim
 from npgpt.backend import bfloat16
+from npgpt.block import linear_backward_into, linear_forward_onto, norm_backward_onto
 from npgpt.layers import rope_table
+from npgpt.model import loss_and_dlogits
 
 SETS = 3  # of arrays, which take turns, so that nothing is found in the cache
 TOKENS = 32_768
@@ -161,6 +163,41 @@ def tell(report, name, seconds, moved, work, best, kind):
     report.add(f"{name}, {kind}: of its ceiling", max(by_memory, by_work) / seconds)
 
 
+def time_loss_in_place(report, clock, best, V, some, xp):
+    """The loss, and the logits' gradient in their place, for rows of V.
+
+    From the second round on the logits are what the first has left: no more and no less work.
+    """
+    rng = np.random.default_rng(1)
+    sets = [(some(TOKENS, V), xp.asarray(rng.integers(0, V, TOKENS)), 1.0) for _ in range(SETS)]
+    seconds = clock.seconds(*[lambda a=a: loss_and_dlogits(*a) for a in sets])
+    logits, targets, _ = sets[0]
+    moved = 2 * logits.nbytes + targets.nbytes
+    tell(report, f"cross_entropy in place, V = {V}", seconds, moved, 0, best, "bf16")
+
+
+def time_sums(report, clock, best, config, some, xp):
+    """What is added where it is made: a branch to the stream, gradients to gradients."""
+    B, T, C, F = TOKENS // config.block_size, config.block_size, config.n_embd, config.n_hidden
+    branches, products, norms = [], [], []
+    for _ in range(SETS):
+        dy, past, g = some(B, T, C), some(B, T, C), xp.zeros((F, C), np.float32)
+        branches.append((past, some(B, T, F), some(F, C)))
+        _, of_matrix = layers.linear_forward(*branches[-1][1:])
+        _, of_norm = layers.rmsnorm_forward(some(B, T, C), some(C))
+        products.append((dy, of_matrix, g))
+        norms.append((past, dy, of_norm, "rmsnorm"))
+    product = 2 * TOKENS * F * C
+    for name, function, sets, work in (
+        ("linear w_down forward, added", linear_forward_onto, branches, product),
+        ("linear w_down backward, added", linear_backward_into, products, 2 * product),
+        ("rmsnorm backward, added", norm_backward_onto, norms, 0),
+    ):
+        seconds = clock.seconds(*[lambda a=a, f=function: f(*a) for a in sets])
+        moved = bytes_moved(sets[0], function(*sets[0]))
+        tell(report, name, seconds, moved, work, best, "bf16")
+
+
 def time_optimizer(report, clock, best, config, xp):
     """AdamW with the shadow, and the gradient's norm, over all parameters."""
     from npgpt.backend.cuda.optim import adamw, step_knobs
@@ -193,6 +230,17 @@ def measure(report, wishes):
         except Exception as error:
             report.failed(contender[0], error)
         clock.runtime.pool.free_all_blocks()
+    for V in (config.vocab_size, gpt2.vocab_size):
+        try:
+            time_loss_in_place(report, clock, best, V, some, cupy)
+        except Exception as error:
+            report.failed(f"cross_entropy in place, V = {V}", error)
+        clock.runtime.pool.free_all_blocks()
+    try:
+        time_sums(report, clock, best, config, some, cupy)
+    except Exception as error:
+        report.failed("sums", error)
+    clock.runtime.pool.free_all_blocks()
     try:
         time_optimizer(report, clock, best, config, cupy)
     except Exception as error:

@@ -32,6 +32,7 @@ from gradcheck.inputs import (
 from npgpt import layers
 from npgpt.backend import bfloat16, fused, to_host
 from npgpt.backend.fused import find_kernel
+from npgpt.model import loss_and_dlogits
 
 FLOOR = 16 * 2.0**-24
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # by the name of a dtype
@@ -51,6 +52,7 @@ LARGER = (
     ("rope_attention", "preset", turned_heads(4, 128, 8, 8, 64)),
     ("swiglu", "preset", gates((4, 128, 4096))),
     ("loss", "preset", guesses((4, 128, 10_000))),
+    ("loss", "GPT-2's", guesses((2, 30, 50_257))),
     ("embedding", "preset", tokens((8, 128), V=10_000, C=512, used=700)),
     ("linear", "with a bias, GPT-2's", biased((4, 128, 768), (768, 2304))),
     ("layernorm", "GPT-2's", rows((8, 128, 768), bias=True)),
@@ -154,14 +156,19 @@ def check_case(case, dtype, xp):
     return worst
 
 
+def dtypes():
+    """Those of activations, each with its name."""
+    float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
+    return ("float32", float32), ("bf16", bfloat16()), ("fp16", float16)
+
+
 def check_layers(report, xp, larger=True):
     """All rows of the table in float32, and in 16 bits those whose layers have kernels.
 
     Args:    report; xp; larger, whether the shapes of the preset are tried too.
     """
     more = list(larger_cases()) if larger else []
-    float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
-    for name, dtype in (("float32", float32), ("bf16", bfloat16()), ("fp16", float16)):
+    for name, dtype in dtypes():
         for layer in LAYERS:
             errors = {}  # by case
             for case in [*cases_of(layer), *(c for c in more if c.layer == layer)]:
@@ -176,6 +183,28 @@ def check_layers(report, xp, larger=True):
                 said = f"{len(errors)} cases, the worst {worst!r}"
                 report.add(f"{layer}, {name}: error, of what is allowed ({said})",
                            errors[worst], at_most=1.0)  # fmt: skip
+
+
+def check_loss_in_place(report, xp, lengths=(331, 10_000, 50_257)):
+    """The loss and its gradient by one kernel, which keeps all of a row or its beginning.
+
+    Args:    report; xp; lengths of the rows.
+    """
+    rng = np.random.default_rng(1)
+    for name, dtype in dtypes():
+        worst = 0.0
+        for V in lengths:
+            logits = (2.0 * rng.standard_normal((2, 30, V))).astype(dtype)
+            rest = rng.integers(0, V, (2, 30)), 1.0, 0.1
+            fast = loss_and_dlogits(xp.asarray(logits), *across(rest, lambda z: upload(z, xp)))
+            truth, plain = (
+                text(loss_and_dlogits)(logits.astype(precision), *rest)
+                for precision in (np.float64, np.float32)
+            )
+            for z, right, of_text, rounding in zip(fast, truth, plain, (0.0, ROUNDING[dtype.name])):
+                allowed = rounding + 2.0 * relative(of_text, right) + FLOOR
+                worst = max(worst, relative(host64(z), right) / allowed)
+        report.add(f"loss in place, {name}: error, of what is allowed", worst, at_most=1.0)
 
 
 def check_conversions(report, xp):
@@ -319,7 +348,10 @@ def check_sampling(report, xp):
 def measure(report, wishes):
     import cupy
 
-    for check in (check_conversions, check_layers, check_sampling, check_model, check_steps):
+    for check in (
+        check_conversions, check_layers, check_loss_in_place, check_sampling, check_model,
+        check_steps,
+    ):  # fmt: skip
         try:
             with np.errstate(all="ignore"), text_on_the_host():
                 check(report, cupy)

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from benchmarks.gpu.parity import check_layers, text_on_the_host
+from benchmarks.gpu.parity import check_layers, check_loss_in_place, text_on_the_host
 from benchmarks.gpu.part import run
 
 
@@ -16,6 +16,7 @@ def measure(report, wishes):
     cupy.cuda.set_allocator(None)
     with np.errstate(all="ignore"), text_on_the_host():
         check_layers(report, cupy, larger=False)
+        check_loss_in_place(report, cupy)
     report.add("memory checker: no fault up to here", 1.0)
 
 

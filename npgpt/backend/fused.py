@@ -31,7 +31,7 @@ KERNELS = {np.ndarray: "npgpt.backend.cpu"}
 KERNELS_BY_NAME = {"cupy.ndarray": "npgpt.backend.cuda"}
 BACKENDS = {"npgpt.backend.cpu": "numpy", "npgpt.backend.cuda": "cupy"}
 FLOAT32 = np.dtype(np.float32)
-PLAIN = (int, float, bool, type(None), np.generic)
+PLAIN = (int, float, bool, str, type(None), np.generic)
 
 
 def fused(text):
@@ -40,7 +40,7 @@ def fused(text):
     The kernel of npgpt.layers.rmsnorm's rmsnorm_forward is rmsnorm_forward in
     npgpt.backend.cpu.rmsnorm. It is imported when it is first called.
 
-    Args:    text, a pure function of arrays, caches (tuples) and numbers.
+    Args:    text, a pure function of arrays, caches (tuples), numbers and names.
     Returns: the function; its attribute `text` is the one that was given.
     """
     kernels = {}  # by the name of their package

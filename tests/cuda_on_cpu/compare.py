@@ -28,7 +28,7 @@ from gradcheck.inputs import (
     turned_heads,
 )
 from gradcheck.numerical import flatten
-from npgpt import layers, optim
+from npgpt import block, layers, optim
 from npgpt.backend import fused
 from npgpt.backend.cuda import compile as cuda
 from npgpt.backend.cuda import linear
@@ -119,6 +119,10 @@ TWICE = (
     layers.rope_attention_forward,
 )  # fmt: skip
 IN_ONE = layers.rope_attention_forward, layers.rope_attention_backward
+BETWEEN = (  # the layers
+    block.affine_backward_into, block.join_qkv, block.linear_backward_into,
+    block.linear_forward_onto, block.meet, block.norm_backward_onto,
+)  # fmt: skip
 # The first of these few queries sees one key. There the text computes dy · v and dy · y by the same
 # operations, and what should cancel does so exactly: in the text only. In 60 other draws of the row
 # the errors are alike, with medians of 2.0e-7 and of 1.8e-7 for the text. So this one gradient of
@@ -249,6 +253,33 @@ def wrong_when_rounded(case, dtype, device):
         bar = roundings * ROUNDING[dtype] + 2.0 * error(plain[name], truth[name]) + FLOOR
         if not error(z.astype(np.float64), truth[name]) <= bar:
             wrong.append(name)
+    return wrong
+
+
+def wrong_where_branches_meet(case, dtype, device):
+    """The same for a norm's backward that adds what went past its branch: places of its results.
+
+    In bfloat16 it is tried once more, with a dx past the branch that leaves of the sum only what
+    rounding would cut off: so who rounds before the sum is found out.
+    """
+    inputs = {n: rounded(dtype)(z) for n, z in case.inputs().items()}
+    y, cache = on(device, case.forward)(**inputs)
+    dy = rounded(dtype)(case.upstream(np.asarray(y, np.float64)))
+    alone, *_ = on(device, case.backward)(dy, cache)
+    wrong = []
+    passing = [array(*dy.shape, seed=9).astype(dtype)]
+    for past in [*passing, -alone] if dtype == BFLOAT16 else passing:
+        given = past, dy, cache
+        fast = on(device, block.norm_backward_onto)(*given, case.layer)
+        truth, plain = (
+            text(block.norm_backward_onto)(*(across(z, rounded(kind)) for z in given), case.layer)
+            for kind in (np.float64, np.float32)
+        )
+        for place, (z, right, of_text) in enumerate(zip(fast, truth, plain)):
+            bar = 2.0 * error(of_text, right) + FLOOR
+            bar += 0.0 if z.dtype == FLOAT32 else ROUNDING[dtype]
+            if not error(z.astype(np.float64), right) <= bar:
+                wrong.append(place)
     return wrong
 
 

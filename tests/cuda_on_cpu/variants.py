@@ -9,7 +9,6 @@ PLAIN = (
     "rmsnorm.cu", "layernorm.cu", "swiglu.cu", "rope.cu", "elementwise.cu", "block.cu",
     "dropout.cu", "shared_row.cu",
 )  # fmt: skip
-IDS = "loss.cu", "embedding.cu"
 BENDS = "relu", "gelu", "gelu_tanh"  # of mlp.cu
 
 
@@ -21,7 +20,8 @@ def variants(dtype, width):
              the dtype of its shadow.
     """
     sources = [source(name, dtype, WIDTH=width) for name in PLAIN]
-    sources += [source(name, dtype, WIDTH=width, ID="long long") for name in IDS]
+    sources += [source("embedding.cu", dtype, WIDTH=width, ID="long long")]
+    sources += [source("loss.cu", dtype, WIDTH=width, ID="long long", THREADS=256)]
     for bend in BENDS:
         sources.append(source("mlp.cu", dtype, WIDTH=width, BEND=bend, SLOPE=f"{bend}_slope"))
     if dtype == FLOAT32:

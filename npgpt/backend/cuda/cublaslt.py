@@ -2,8 +2,8 @@
 
 Why not cupy.matmul, which asks the same makers' older library? A training step wants what that
 can't give: a product of bfloat16 numbers written as float32, which a weight's gradient is; a
-product added to another array on its way out, which the residual stream is; and a place in a CUDA
-graph, in which CuPy refuses its own products.
+product that is added to another array on its way out, which the residual stream is, and the
+gradient so far; and a place in a CUDA graph, in which CuPy refuses its own products.
 
 Rows and columns
     The library counts down the columns: its matrix (r, c) lies in memory as ours does when it is
@@ -21,6 +21,11 @@ Which algorithm
     Algorithms that cut a long sum of 16-bit numbers into parts are reported to forget its end where
     that fills no tile: 8 terms of 8,648, say, in versions 12.8 to 13.2, on Hopper too. So they may
     cut only sums of whole tiles, which those over the tokens of a batch are as a rule.
+
+Where a product is added to
+    An array may be added to on the spot, if it is described to the library once, and not a second
+    time as the result. But what is timed is run many times, and a gradient must be added once: so
+    it is timed on other memory.
 
 NPGPT_CUBLASLT=first takes the library's first guess and times nothing; NPGPT_CUBLASLT=off leaves
 the library out, and cupy.matmul does what it can.
@@ -48,6 +53,7 @@ LIBRARY_FILES = (
 )  # fmt: skip
 
 DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType: CUDA_R_32F, 16F, 16BF
+LARGEST = 4  # bytes of a number
 FLOAT32 = 0  # of alpha and beta
 # cublasComputeType: for each way to multiply, the first that the library has an algorithm for.
 COMPUTE = {"exact": (69, 68), "tf32": (77,), "half": (68,)}  # 32F_PEDANTIC, 32F, 32F_FAST_TF32
@@ -152,9 +158,7 @@ class CublasLt:
         if plan is None:
             return False
         pointers = b.data.ptr, a.data.ptr, (out if add is None else add).data.ptr, out.data.ptr
-        # Not while a graph is recorded, where nothing runs; nor where a second run adds once more.
-        repeatable = add is None or pointers[2] != pointers[3]
-        if not plan.settled and repeatable and not self.device.recording():
+        if not plan.settled and not self.device.recording():  # into a graph: there nothing runs
             self._settle(shape, plan, pointers)
         try:
             self._run(plan, plan.chosen, pointers, shape.adds)
@@ -187,7 +191,7 @@ class CublasLt:
         return None
 
     def _describe(self, shape, compute):
-        """The library's own descriptions: the operation, and its four matrices (b, a, add, out)."""
+        """The library's own descriptions: the operation, and b, a and out, which add lies as."""
         operation = self._made("cublasLtMatmulDescCreate", compute, FLOAT32)
         for turned, attribute in ((shape.turned_b, TURNED_A), (shape.turned_a, TURNED_B)):
             if turned:
@@ -197,7 +201,7 @@ class CublasLt:
         b = (kind, k, n, shape.lead_b) if shape.turned_b else (kind, n, k, shape.lead_b)
         a = (kind, m, k, shape.lead_a) if shape.turned_a else (kind, k, m, shape.lead_a)
         out = (out_kind, n, m, shape.lead_out)
-        return operation, [self._made("cublasLtMatrixLayoutCreate", *x) for x in (b, a, out, out)]
+        return operation, [self._made("cublasLtMatrixLayoutCreate", *x) for x in (b, a, out)]
 
     def _guesses(self, shape, operation, layouts):
         """The library's best guesses, the best first; none if it knows no way."""
@@ -211,9 +215,11 @@ class CublasLt:
         for attribute, value in wishes:
             self._set("cublasLtMatmulPreferenceSetAttribute", preference, attribute, value)
         found, guesses = c_int(0), (Guess * GUESSES)()
+        of_b, of_a, of_out = layouts
         status = self.dll.cublasLtMatmulAlgoGetHeuristic(
-            self.handle, operation, *layouts, preference, GUESSES, guesses, byref(found)
-        )
+            self.handle, operation, of_b, of_a, of_out, of_out, preference, GUESSES, guesses,
+            byref(found),
+        )  # fmt: skip
         self._call("cublasLtMatmulPreferenceDestroy", preference)
         if status == UNSUPPORTED:
             return []
@@ -223,6 +229,10 @@ class CublasLt:
     def _settle(self, shape, plan, pointers):
         """Time the guesses, and keep the fastest."""
         if self.timed:
+            b, a, add, out = pointers
+            if shape.adds and add == out:  # each run would add once more
+                spare = self.device.spare(LARGEST * shape.m * shape.lead_out)
+                pointers = b, a, spare.ptr, spare.ptr
             seconds = [self._seconds(plan, guess, pointers, shape.adds) for guess in plan.guesses]
             best = min(seconds)
             if best < float("inf"):
@@ -241,10 +251,10 @@ class CublasLt:
     def _run(self, plan, algorithm, pointers, adds):
         one, beta = c_float(1.0), c_float(1.0 if adds else 0.0)
         b, a, add, out = pointers
-        of_b, of_a, of_add, of_out = plan.layouts
+        of_b, of_a, of_out = plan.layouts
         self._call(
             "cublasLtMatmul", self.handle, plan.operation, ctypes.addressof(one), b, of_b, a, of_a,
-            ctypes.addressof(beta), add, of_add, out, of_out, byref(algorithm),
+            ctypes.addressof(beta), add, of_out, out, of_out, byref(algorithm),
             self.workspace.ptr, WORKSPACE, self.device.stream(),
         )  # fmt: skip
 
@@ -292,6 +302,10 @@ class CupyDevice:
     def memory(self, size):
         """Memory that is nobody else's, for as long as what is returned lives."""
         return self.cupy.cuda.memory.Memory(size)
+
+    def spare(self, size):
+        """Memory with anything in it, which goes back to where arrays get theirs."""
+        return self.cupy.cuda.alloc(size)
 
     def seconds(self, run, repeats=4, rounds=3):
         """How long a run takes, the best of some rounds."""

@@ -5,11 +5,15 @@
 //     backward   dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · w
 //                dw = Σ_rows dy · x̂,  db = Σ_rows dy
 //
-// Shapes: x, y, dy, dx (N, C) element; w, b (C,) element; mean, rstd (N,) float; partial
+// Where x runs on past what reads it through this norm, `past` is the gradient of that other use:
+// if the two are to be `joined`, it is added to dx. Otherwise nobody reads it.
+//
+// Shapes: x, y, dy, past, dx (N, C) element; w, b (C,) element; mean, rstd (N,) float; partial
 // (parts, 2, C) float, of dw and db. Unless it is `biased`, nobody reads b.
 //
-// Bytes moved, for elements of e bytes: forward 2·e·N·C, backward 3·e·N·C. A row is read three
-// times forward and twice backward, but all but the first time from the nearest cache.
+// Bytes moved, for elements of e bytes: forward 2·e·N·C, backward 3·e·N·C, or joined 4·e·N·C. A row
+// is read three times forward and twice backward, but all but the first time from the nearest
+// cache.
 //
 // Launch: as of rmsnorm.cu. The forward has a warp for each row. The backward has fewer, each of
 // which takes every so-manyth row and keeps sums of its own for dw and db in shared memory: twice
@@ -54,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(128) layernorm_forward(
 
 extern "C" __global__ void __launch_bounds__(128) layernorm_backward(
     const element* dy, const element* x, const element* w, const float* mean, const float* rstd,
-    element* dx, float* partial, long long N, int C, int slice) {
+    const element* past, element* dx, float* partial, long long N, int C, int slice, int joined) {
     // Each warp's part of dw, and then of db, as (WIDTH, packs): channel p · WIDTH + i of the slice
     // lies at [i, p], so that neighbouring lanes, which have neighbouring p, use different banks.
     SHARED_MEMORY(memory);
@@ -80,10 +84,11 @@ extern "C" __global__ void __launch_bounds__(128) layernorm_backward(
         }
         float mean_g = warp_sum(sum) / (float)C, mean_along = warp_sum(along) / (float)C;
         for (int c = first + lane * WIDTH; c < first + count; c += WARP * WIDTH) {
-            float a[WIDTH], d[WIDTH], gain[WIDTH];
+            float a[WIDTH], d[WIDTH], gain[WIDTH], stream[WIDTH] = {};
             load(a, x + n * C + c);
             load(d, dy + n * C + c);
             load(gain, w + c);
+            if (joined) load(stream, past + n * C + c);
             #pragma unroll
             for (int i = 0; i < WIDTH; i++) {
                 float xhat = (a[i] - m) * r;
@@ -91,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(128) layernorm_backward(
                 scaled[place] += d[i] * xhat;
                 moved[place] += d[i];
                 // A product that is rounded by itself: g and mean(g) may be equal.
-                a[i] = r * (__fmul_rn(d[i], gain[i]) - mean_g - xhat * mean_along);
+                a[i] = stream[i] + r * (__fmul_rn(d[i], gain[i]) - mean_g - xhat * mean_along);
             }
             store(dx + n * C + c, a);
         }

@@ -28,6 +28,14 @@ def layernorm_forward(x, w, b=None, eps=1e-5):
 
 
 def layernorm_backward(dy, cache):
+    return backward_onto(None, dy, cache)
+
+
+def backward_onto(past, dy, cache):
+    """layernorm_backward, and the sum of its dx with another array, which is rounded once.
+
+    Args:    past, as dy, or None; dy; cache.
+    """
     x, w, mean, rstd = cache
     if dy.shape != x.shape or x.size == 0 or not mean.dtype == rstd.dtype == FLOAT32:
         return NotImplemented
@@ -36,9 +44,10 @@ def layernorm_backward(dy, cache):
     N = x.size // C
     parts, slice = min(-(-N // WARPS), MOST_PARTS), min(C, SLICE)
     dx, partial = empty(x.shape, x.dtype), empty((parts, 2 * C), FLOAT32)
-    source("layernorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, gain, dx)).launch(
+    stream = drows if past is None else contiguous(past)  # without past, nobody reads it
+    source("layernorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, stream, gain, dx)).launch(
         "layernorm_backward", (parts, -(-C // slice)), (THREADS,),
-        (drows, rows, gain, mean, rstd, dx, partial, N, C, slice),
+        (drows, rows, gain, mean, rstd, stream, dx, partial, N, C, slice, past is not None),
         shared_bytes=WARPS * 2 * slice * 4,
     )  # fmt: skip
     sums = sum_columns(partial)

@@ -4,10 +4,13 @@
 //     backward   dx = rstd · (g − x̂ · mean(g · x̂)) with g = dy · w and x̂ = x · rstd
 //                dw = Σ_rows dy · x̂
 //
-// Shapes: x, y, dy, dx (N, C) element; w (C,) element; rstd (N,) float; dw (C,) float.
+// Where x runs on past what reads it through this norm, `past` is the gradient of that other use:
+// if the two are to be `joined`, it is added to dx. Otherwise nobody reads it.
 //
-// Bytes moved, for elements of e bytes: forward 2·e·N·C, backward 3·e·N·C. A row is read twice,
-// but the second time from the nearest cache.
+// Shapes: x, y, dy, past, dx (N, C) element; w (C,) element; rstd (N,) float; dw (C,) float.
+//
+// Bytes moved, for elements of e bytes: forward 2·e·N·C, backward 3·e·N·C, or joined 4·e·N·C. A row
+// is read twice, but the second time from the nearest cache.
 //
 // Launch: blocks of WARPS warps. The forward has a warp for each row. The backward has fewer, each
 // of which takes every so-manyth row and keeps a sum of its own for dw in shared memory: `slice`
@@ -45,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_forward(
 
 extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(
     const element* dy, const element* x, const element* w, const float* rstd,
-    element* dx, float* partial, long long N, int C, int slice) {
+    const element* past, element* dx, float* partial, long long N, int C, int slice, int joined) {
     // Each warp's part of dw, as (WARPS, WIDTH, packs): channel p · WIDTH + i of the slice lies at
     // [i, p], so that neighbouring lanes, which have neighbouring p, use different banks.
     SHARED_MEMORY(memory);
@@ -67,16 +70,17 @@ extern "C" __global__ void __launch_bounds__(128) rmsnorm_backward(
         }
         float mean = warp_sum(along) / (float)C;
         for (int c = first + lane * WIDTH; c < first + count; c += WARP * WIDTH) {
-            float a[WIDTH], d[WIDTH], gain[WIDTH];
+            float a[WIDTH], d[WIDTH], gain[WIDTH], stream[WIDTH] = {};
             load(a, x + n * C + c);
             load(d, dy + n * C + c);
             load(gain, w + c);
+            if (joined) load(stream, past + n * C + c);
             #pragma unroll
             for (int i = 0; i < WIDTH; i++) {
                 float xhat = a[i] * r;
                 int place = i * packs + (c - first) / WIDTH;  // no other thread touches this one
                 sums[place] += d[i] * xhat;
-                a[i] = r * (d[i] * gain[i] - xhat * mean);
+                a[i] = stream[i] + r * (d[i] * gain[i] - xhat * mean);
             }
             store(dx + n * C + c, a);
         }

@@ -23,6 +23,14 @@ def rmsnorm_forward(x, w, eps=1e-5):
 
 
 def rmsnorm_backward(dy, cache):
+    return backward_onto(None, dy, cache)
+
+
+def backward_onto(past, dy, cache):
+    """rmsnorm_backward, and the sum of its dx with another array, which is rounded once.
+
+    Args:    past, as dy, or None; dy; cache.
+    """
     x, w, rstd = cache
     C = x.shape[-1]
     if dy.shape != x.shape or x.size == 0 or rstd.dtype != FLOAT32:
@@ -31,9 +39,10 @@ def rmsnorm_backward(dy, cache):
     N = x.size // C
     parts, slice = min(-(-N // WARPS), MOST_PARTS), min(C, SLICE)
     dx, partial = empty(x.shape, x.dtype), empty((parts, C), FLOAT32)
-    source("rmsnorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, gain, dx)).launch(
+    stream = drows if past is None else contiguous(past)  # without past, nobody reads it
+    source("rmsnorm.cu", x.dtype, WIDTH=width_for(C, rows, drows, stream, gain, dx)).launch(
         "rmsnorm_backward", (parts, -(-C // slice)), (THREADS,),
-        (drows, rows, gain, rstd, dx, partial, N, C, slice),
+        (drows, rows, gain, rstd, stream, dx, partial, N, C, slice, past is not None),
         shared_bytes=WARPS * slice * 4,
     )  # fmt: skip
     return dx, sum_columns(partial)
