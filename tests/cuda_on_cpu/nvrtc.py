@@ -28,7 +28,7 @@ def instructions(text, architecture):
     """
     program, _ = _compile(text, f"-arch=compute_{architecture}")
     _, size = nvrtc.nvrtcGetPTXSize(program)
-    ptx = b" " * size
+    ptx = _room(size)
     nvrtc.nvrtcGetPTX(program, ptx)
     nvrtc.nvrtcDestroyProgram(program)
     return ptx.decode()
@@ -40,12 +40,17 @@ def _compile(text, *options):
     options = [o.encode() for o in (*options, *OPTIONS, *OF_CUPY)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = _room(size)
     nvrtc.nvrtcGetProgramLog(program, log)
     if int(status):
         nvrtc.nvrtcDestroyProgram(program)
         raise RuntimeError(log.decode())
     return program, log.decode()
+
+
+def _room(size):
+    """Bytes to be written into, and one more: of a single byte Python has one object for all."""
+    return bytes(size + 1)
 
 
 def report(log):
