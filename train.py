@@ -101,14 +101,13 @@ def take_step(run, ids, targets, lr):
     """
     s, xp = run.settings, run.xp
     scale = run.loss_scale.scale if run.loss_scale else 1.0
-    run.grads.flat[...] = 0.0
     loss = 0.0
     for first in range(0, len(ids), s.batch_size):
         part = slice(first, first + s.batch_size)
         loss += run.workers.loss_and_gradients(
             run.params, run.grads, xp.asarray(ids[part]), xp.asarray(targets[part]),
             run.config, scale=scale / s.accumulate,
-            chance=Chance(s.seed, run.step, first), smoothing=s.label_smoothing,
+            chance=Chance(s.seed, run.step, first), smoothing=s.label_smoothing, anew=first == 0,
         )  # fmt: skip
     if scale != 1.0:
         unscale(run.grads.flat, scale, run.workers.map)

@@ -72,10 +72,10 @@ class Npgpt:
         ids, targets = self.batch
         chance = Chance(seed=1, step=self.taken) if self.config.drops else None
         self.taken += 1
-        self.grads.flat[...] = 0.0
         loss = self.workers.loss_and_gradients(
-            self.params, self.grads, ids, targets, self.config, 1.0, chance, self.smoothing
-        )
+            self.params, self.grads, ids, targets, self.config, 1.0, chance, self.smoothing,
+            anew=True,
+        )  # fmt: skip
         clip_gradient(self.grads.flat, 1.0, self.workers.map)
         self.optimizer.update(self.params.flat, self.grads.flat, LR, self.workers.map)
         return float(loss)

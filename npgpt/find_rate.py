@@ -53,13 +53,12 @@ def try_rates(params, optimizer, workers, tokens, s, config, trials):
     for step in range(trials):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (trials - 1))
         ids, targets = get_batch(tokens, s.seed, step, rows, s.block_size)
-        grads.flat[...] = 0.0
         loss = 0.0
         for first in range(0, rows, s.batch_size):
             part = slice(first, first + s.batch_size)
             loss += float(workers.loss_and_gradients(
                 params, grads, ids[part], targets[part], config, 1.0 / s.accumulate,
-                Chance(s.seed, step, first), s.label_smoothing,
+                Chance(s.seed, step, first), s.label_smoothing, anew=first == 0,
             )) / s.accumulate  # fmt: skip
         mean = MEMORY * mean + (1.0 - MEMORY) * loss
         rates.append(rate)

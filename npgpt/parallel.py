@@ -97,12 +97,14 @@ class Workers:
         return results
 
     def loss_and_gradients(
-        self, params, grads, ids, targets, config, scale=1.0, chance=None, smoothing=0.0
+        self, params, grads, ids, targets, config, scale=1.0, chance=None, smoothing=0.0,
+        anew=False,
     ):  # fmt: skip
         """As model.loss_and_gradients, each thread taking some of the rows.
 
         Args:    params; grads, Parameters that the gradients of scale · loss are added to;
-                 ids, targets (B, T) int; config; scale; chance; smoothing.
+                 ids, targets (B, T) int; config; scale; chance; smoothing; anew, whether grads
+                 are zeroed first, while the other threads zero theirs.
         Returns: loss, a scalar, not scaled.
         """
         B = ids.shape[0]
@@ -111,8 +113,8 @@ class Workers:
         def work(piece):
             """The rows of one thread, as many of them at a time as memory should hold."""
             into = self.buffers[piece - 1] if piece else grads
-            if piece:
-                into.flat.fill(0.0)
+            if piece or anew:
+                into.flat[...] = 0.0
             loss = 0.0
             for rows in cut(piece * B // n, (piece + 1) * B // n, self.most_rows or B):
                 share = (rows.stop - rows.start) / B  # of the mean over all rows

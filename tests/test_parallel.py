@@ -62,6 +62,19 @@ def test_what_a_thread_had_before_is_forgotten():
     np.testing.assert_allclose(again.flat, once.flat, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_step_begins_anew_and_a_second_batch_adds(threads):
+    """What was there before is forgotten, on any number of threads, and what is added is not."""
+    params = init_parameters(CONFIG, seed=2, dtype=np.float64)
+    workers, once, twice = Workers(params, threads), params.zeros_like(), params.zeros_like()
+    twice.flat[...] = np.nan
+    loss_and_gradients(params, once, *batch(4), CONFIG)
+    workers.loss_and_gradients(params, twice, *batch(4), CONFIG, anew=True)
+    np.testing.assert_allclose(twice.flat, once.flat, rtol=0, atol=1e-14)
+    workers.loss_and_gradients(params, twice, *batch(4), CONFIG)
+    np.testing.assert_allclose(twice.flat, 2 * once.flat, rtol=0, atol=1e-14)
+
+
 def test_no_more_rows_at_a_time_than_memory_should_hold(monkeypatch):
     taken, true = [], parallel.loss_and_gradients
 
