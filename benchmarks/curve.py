@@ -37,7 +37,7 @@ from npgpt.layers import dropout_forward, dropout_key
 from npgpt.model import Chance, Parameters, init_parameters
 from npgpt.optim import clip_gradient, cosine_schedule
 from npgpt.parallel import Workers
-from npgpt.plan import rows_at_once
+from npgpt.plan import assumed_tokens, rows_at_once
 from npgpt.presets import PRESETS
 from npgpt.settings import Settings, with_preset
 from npgpt.training import model_config, new_optimizer
@@ -100,7 +100,7 @@ def start(options):
     if options.data:
         data = prepare(s)
         return s, model_config(s, data.tokenizer.vocab_size), data.train.tokens
-    vocab_size = 65 if s.tokenizer == "char" else s.vocab_size
+    vocab_size = assumed_tokens(s)
     return s, model_config(s, vocab_size), markov_text(vocab_size, 200_000)
 
 
@@ -128,13 +128,12 @@ def npgpt_losses(s, config, batches):
     grads, adamw = params.zeros_like(), new_optimizer(params, s)
     workers, losses = Workers(params, s.threads, rows_at_once(config)), []
     for step, (ids, targets) in enumerate(batches):
-        grads.flat[...] = 0.0
         loss = 0.0
         for first in range(0, len(ids), s.batch_size):
             part = slice(first, first + s.batch_size)
             loss += workers.loss_and_gradients(
                 params, grads, ids[part], targets[part], config, 1.0 / s.accumulate,
-                Chance(s.seed, step, first), s.label_smoothing,
+                Chance(s.seed, step, first), s.label_smoothing, anew=first == 0,
             )  # fmt: skip
         clip_gradient(grads.flat, s.clip, workers.map)
         adamw.update(params.flat, grads.flat, rate(s, step), workers.map)

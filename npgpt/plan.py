@@ -3,8 +3,8 @@
     python -m npgpt.plan --preset gpt-1b --checkpoint-activations --backend cupy
 
 takes the options of train.py, and tells what a run with them would take: of a model of any size,
-on a GPU that is not there. Nothing is read, trained or written. The memory is that of the arrays,
-by formula. train.py itself begins with the same, and with the time of a step.
+on a GPU that is not there. No text is read, and nothing trained or written. The memory is that of
+the arrays, by formula. train.py itself begins with the same, and with the time of a step.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from npgpt.settings import Settings, with_preset
 # Rows that go through the model together are read and written as one, and make large products;
 # more of them than this many bytes bring nothing but a need for memory.
 ROWS_BYTES = 1 << 28
+SPARE = 0.9  # of a GPU's memory: an estimate is no promise
+LETTERS = 65  # Shakespeare's, where a text decides how many there are
 
 
 def flops_per_token(config):
@@ -89,6 +91,16 @@ def training_bytes(*args, **kwargs):
     return sum(training_memory(*args, **kwargs)[0].values())
 
 
+def rows_that_fit(config, memory, bits):
+    """How many rows of a batch a GPU can take at a time, by the same estimate; below 1, none.
+
+    Args:    config; memory, its bytes; bits, as for training_memory.
+    """
+    row = row_bytes(config, bits // 8)
+    state = training_bytes(config, 1, bits=bits) - row
+    return int((SPARE * memory - state) // row)
+
+
 def checkpoint_bytes(config, keep):
     """Disk that checkpoints take: weights and two means, `keep` of them and one being written."""
     return 3 * 4 * count_parameters(config) * (keep + 1)
@@ -152,9 +164,7 @@ def human_time(seconds):
 # python -m npgpt.plan
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141)  # GB of memory that GPUs come with
-SPARE = 0.9  # of it: an estimate is no promise
 TFLOPS = {"numpy": 0.1, "cupy": 100.0}  # of a thread, of a GPU: orders of magnitude to reckon with
-LETTERS = 65  # Shakespeare's, where a text decides how many there are
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ def main(settings, given):
             raise UserError(f"a plan is for a run that begins with nothing: leave out {flag}")
     plain = Settings(**{f.name: getattr(settings, f.name) for f in fields(Settings)})
     s = with_preset(plain, given - {"tflops"})
-    config, letters = model_config(s, _num_tokens(s, given)), ""
+    config, letters = model_config(s, assumed_tokens(s, given)), ""
     if s.tokenizer == "char" and not given & {"vocab_size", "tokenizer_from"}:
         letters = " (Shakespeare's letters; another text has others)"
     on_gpu, threads = s.backend == "cupy", s.threads or available_threads()
@@ -197,7 +207,7 @@ def main(settings, given):
         bits = 16 if dtype in ("bf16", "fp16") else 32
         kept, rows = training_memory(config, s.batch_size, bits=bits)
         memory = _told(kept, rows, config, bits, 1)
-        memory += _fitting(kept, config, bits, s.batch_size * s.accumulate)
+        memory += _fitting(config, bits, s.batch_size * s.accumulate)
     else:
         kept, rows = training_memory(config, s.batch_size, threads, rows_at_once(config))
         memory = _told(kept, rows, config, 32, threads)
@@ -233,8 +243,8 @@ def human_flop(n):
     return f"{n / 1e9:.1f} GFLOP"
 
 
-def _num_tokens(s, given):
-    """How many tokens a run would have: as asked for, since no text is read."""
+def assumed_tokens(s, given=()):
+    """How many tokens a run would have, as far as its settings say, since no text is read."""
     if s.tokenizer_from is not None:
         from npgpt.tokenizer import load_tokenizer
 
@@ -258,11 +268,11 @@ def _told(kept, rows, config, bits, threads):
     return f"  memory   about {human_bytes(sum(kept.values()))}\n{''.join(lines)}"
 
 
-def _fitting(kept, config, bits, all_rows):
+def _fitting(config, bits, all_rows):
     """The line on how many rows fit into the GPUs that there are."""
-    state, fitting = sum(kept.values()) - kept["activations"], []
+    fitting = []
     for card in CARDS:
-        rows = int((SPARE * 1e9 * card - state) // row_bytes(config, bits // 8))
+        rows = rows_that_fit(config, 1e9 * card, bits)
         if rows >= 1:
             fitting.append(f"{min(rows, all_rows):,} in {card} GB")
         if rows >= all_rows:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.preset_model import LETTERS, preset_model
+from benchmarks.preset_model import preset_model
 from npgpt.model import GPTConfig, Parameters, count_parameters, loss_and_gradients
+from npgpt.plan import LETTERS
 from npgpt.presets import PRESETS
 
 pytestmark = pytest.mark.parity

@@ -40,7 +40,6 @@ from npgpt.model import Parameters, loss_and_gradients
 from npgpt.optim import sum_of_squares
 
 FIRST_STEPS = 2  # taken before a graph is recorded
-SPARE = 0.9  # of the free memory: the plan is an estimate
 MOST_WAITING = 1024  # steps whose loss and norm can wait on the device to be read
 
 
@@ -230,10 +229,9 @@ class DeviceSteps:
         """What to say of a batch that does not fit into the GPU's memory."""
         size, accumulate = self.how.batch_size, self.how.accumulate
         _, there = self.runtime.memory_bytes()
-        need = plan.training_bytes(self.config, size, bits=16 if self.has_shadow else 32)
-        row = plan.row_bytes(self.config, 2 if self.has_shadow else 4)
-        fits = int((SPARE * there - (need - size * row)) // row)
-        fits = min(fits, size - 1)
+        bits = 16 if self.has_shadow else 32
+        need = plan.training_bytes(self.config, size, bits=bits)
+        fits = min(plan.rows_that_fit(self.config, there, bits), size - 1)
         said = (
             f"a batch of {size} rows needs about {plan.human_bytes(need)}, and the GPU has "
             f"{plan.human_bytes(there)} free"
