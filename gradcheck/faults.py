@@ -32,7 +32,8 @@ LOSS = "layers.loss:cross_entropy_backward"
 SMOOTH = "layers.loss:smooth_cross_entropy_backward"
 BLOCK = "block:block_backward"
 ADD = "block:add_branch"
-BACKWARD = "model:backward"
+HEAD_BACK = "model:head_backward"
+STREAM_BACK = "model:stream_backward"
 MATRIX = "block:matrix_backward"
 INTO = "block:linear_backward_into"
 AFFINE_INTO = "block:affine_backward_into"
@@ -389,28 +390,28 @@ MUTANTS = (
     _fault("block", "block:split_qkv", "Values are cut out where the keys are.",
            ("heads[:, :, H + G :]", "heads[:, :, H : H + G]")),
     # model
-    _fault("model", BACKWARD, "The tied table loses the gradient of its use as a head.",
+    _fault("model", HEAD_BACK, "The tied table loses the gradient of its use as a head.",
            ("head_of(grads, config)", 'head_of({**grads, "wte": 0.0 * grads["wte"]}, config)')),
     _fault("model", "model:embedding_backward_into",
            "The tied table loses the gradient of its use as a head: `=`.",
            ("g += embedding", "g[...] = embedding")),
-    _fault("model", BACKWARD, "The tied table loses the gradient of its use as an embedding.",
+    _fault("model", STREAM_BACK, "The tied table loses the gradient of its use as an embedding.",
            ('cache["wte"], grads["wte"])', 'cache["wte"], 0.0 * grads["wte"])')),
     _fault("model", MATRIX, "The head's bias gets no gradient.",
            ("g[name], g[bias])", 'g[name], g[bias] if name != "lm_head" else 0.0 * g[bias])')),
-    _fault("model", BACKWARD, "The table of places gets no gradient.",
+    _fault("model", STREAM_BACK, "The table of places gets no gradient.",
            ('grads["wpe"] += dwpe', "pass")),
-    _fault("model", BACKWARD, "The table of places is asked after the tokens' table.",
+    _fault("model", STREAM_BACK, "The table of places is asked after the tokens' table.",
            ('grads["wpe"] += dwpe', 'grads["wpe"] += dwpe\n        dx = 0.0 * dx')),
     _fault("model", NORM, "Every norm's gain gets the last batch's gradient only.",
            ("g[n] += d", "g[n][...] = d")),
-    _fault("model", BACKWARD, "The last norm is left out on the way down.",
-           ("dx = norm_backward", "_ = norm_backward")),
-    _fault("model", BACKWARD, "The blocks are undone in the order in which they ran.",
+    _fault("model", HEAD_BACK, "The last norm is left out on the way down.",
+           ("return norm_backward(", "return dx + 0.0 * norm_backward(")),
+    _fault("model", STREAM_BACK, "The blocks are undone in the order in which they ran.",
            ("reversed(range(config.n_layer))", "range(config.n_layer)")),
-    _fault("model", BACKWARD, "Every block's gradients go to block 0.",
+    _fault("model", STREAM_BACK, "Every block's gradients go to block 0.",
            ("grads.block(i)", "grads.block(0)")),
-    _fault("model", BACKWARD, "No block passes its gradient on: each starts from the top again.",
+    _fault("model", STREAM_BACK, "No block passes its gradient on: each starts from the top again.",
            ("dx = block_backward", "_ = block_backward")),
     _fault("model", "model:loss_and_dlogits",
            "The scale is ignored: k accumulated batches weigh k times too much.",

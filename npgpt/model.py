@@ -126,11 +126,21 @@ def backward(dlogits, cache, grads, config):
              are added to; config.
     Returns: nothing: tokens have no gradient.
     """
+    dx = head_backward(dlogits, cache, grads, config)  # (B, T, C)
+    stream_backward(dx, cache, grads, config)
+
+
+def head_backward(dlogits, cache, grads, config):
+    """Undo the head: the dx (B, T, C) of what the last block put out, on backward's way down."""
     # forward: logits = x @ lm_head, and + lm_head_bias
     dhead = head_of(grads, config)  # if it is tied, the table's first use, read upwards
     dx = matrix_backward(dlogits, cache["lm_head"], dhead, "lm_head")  # (B, T, C)
     # forward: x = norm(x)
-    dx = norm_backward(dx, cache["norm"], grads, "norm", config)  # (B, T, C)
+    return norm_backward(dx, cache["norm"], grads, "norm", config)  # (B, T, C)
+
+
+def stream_backward(dx, cache, grads, config):
+    """Go on from there: from dx (B, T, C) of what the last block put out, down to the ids."""
     # forward: x = block(x), L times
     for i in reversed(range(config.n_layer)):
         dx = block_backward(dx, recall(cache[i], config), grads.block(i), config)  # (B, T, C)
@@ -199,5 +209,7 @@ def loss_and_gradients(
     logits, cache = forward(params, ids, config, chance=chance)  # (B, T, V)
     loss, dlogits = loss_and_dlogits(logits, targets, scale, smoothing)  # (), (B, T, V)
     del logits  # the widest tensor of all: its memory serves what comes now
-    backward(dlogits, cache, grads, config)
+    dx = head_backward(dlogits, cache, grads, config)  # (B, T, C)
+    del dlogits  # as wide
+    stream_backward(dx, cache, grads, config)
     return loss

@@ -5,7 +5,7 @@ the gradients. So the rows of a batch can go through the model in pieces, one af
 (that is gradient accumulation) or side by side (that is data parallelism), and the sum of
 what comes back is the gradient of the whole. Each thread takes its rows through forward and
 backward, as many at a time as memory should hold, into a gradient buffer of its own; then the
-buffers are added.
+buffers are added. Where the model is large, two threads share a buffer: see turns.py.
 
 Why threads, in a language that runs one thread at a time? Because NumPy lets go of Python's lock
 while it computes. And why not leave it to the BLAS library, which has threads of its own? It
@@ -25,8 +25,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 
+import numpy as np
+
 from npgpt.model import loss_and_gradients
 from npgpt.optim import pieces
+from npgpt.turns import SharedGradient, members_of
 
 
 def available_threads():
@@ -43,12 +46,14 @@ def keep_freed_memory():
     By default it gives large pieces back to the system at once, and asks for them anew a moment
     later; the system then clears every page again, while the threads wait for one another. On
     two threads a step of the storybook model takes 60 ms with that, and 43 ms without. Only
-    glibc has the two switches; elsewhere nothing happens.
+    glibc has these switches; elsewhere nothing happens. And all threads take from one store: each
+    has its own by default, in pieces of 64 MB that go back to the system as soon as they are idle.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: from how many bytes on memory is the system's
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: how much may lie idle before it is given back
+        mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def cut(start, stop, most):
@@ -59,15 +64,15 @@ def cut(start, stop, most):
 
 
 class Workers:
-    """Threads, and a gradient buffer for each but the first.
+    """Threads, and the gradient buffers that they need beside the one that they are given.
 
     Args:    params, whose shape the buffers take; threads, at least 1; most_rows, how many a
              thread takes through the model at a time, None for all that it has.
     """
 
     def __init__(self, params, threads, most_rows=None):
-        self.threads, self.most_rows = threads, most_rows
-        self.buffers = [params.zeros_like() for _ in range(threads - 1)]
+        self.params, self.threads, self.most_rows = params, threads, most_rows
+        self.buffers = []  # made when they are needed: who only evaluates needs none
         # The thread that calls is one of them: it works too, and no time is lost on waking it.
         self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
@@ -103,18 +108,18 @@ class Workers:
         """As model.loss_and_gradients, each thread taking some of the rows.
 
         Args:    params; grads, Parameters that the gradients of scale · loss are added to;
-                 ids, targets (B, T) int; config; scale; chance; smoothing; anew, whether grads
-                 are zeroed first, while the other threads zero theirs.
+                 ids, targets (B, T) int; config; scale; chance; smoothing; anew, whether what
+                 is in grads is forgotten first.
         Returns: loss, a scalar, not scaled.
         """
         B = ids.shape[0]
         n = min(B, self.threads)
+        on_host = isinstance(grads.flat, np.ndarray) and grads.flat.dtype == np.float32
+        members = members_of(grads.flat.nbytes) if on_host else 1
+        gradients = [grads, *self._more(-(-n // members) - 1)]
 
-        def work(piece):
+        def rows_of(piece, into):
             """The rows of one thread, as many of them at a time as memory should hold."""
-            into = self.buffers[piece - 1] if piece else grads
-            if piece or anew:
-                into.flat[...] = 0.0
             loss = 0.0
             for rows in cut(piece * B // n, (piece + 1) * B // n, self.most_rows or B):
                 share = (rows.stop - rows.start) / B  # of the mean over all rows
@@ -124,11 +129,36 @@ class Workers:
                 )
             return loss
 
-        def add(piece):
-            for buffer in self.buffers[: n - 1]:
-                grads.flat[piece] += buffer.flat[piece]
+        def alone(piece):
+            if piece or anew:
+                gradients[piece].flat[...] = 0.0
+            return rows_of(piece, gradients[piece])
 
-        loss = sum(self.map(work, range(n)))
-        if n > 1:
+        def add(piece):
+            for more in gradients[1:]:
+                grads.flat[piece] += more.flat[piece]
+
+        if members == 1:
+            loss = sum(self.map(alone, range(n)))
+        else:
+            pairs = [
+                SharedGradient(g, anew or i > 0, min(members, n - i * members))
+                for i, g in enumerate(gradients)
+            ]
+
+            def together(piece):
+                pair, place = divmod(piece, members)
+                return pairs[pair].work(place, lambda into: rows_of(piece, into))
+
+            loss = sum(self.map(together, range(n)))
+            for pair in pairs:
+                pair.join()
+        if len(gradients) > 1:
             self.map(add, pieces(0, grads.flat.size))
         return loss
+
+    def _more(self, count):
+        """So many gradients beside the one that was given; those of an earlier call, if any."""
+        while len(self.buffers) < count:
+            self.buffers.append(self.params.zeros_like())
+        return self.buffers[:count]

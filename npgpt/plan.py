@@ -20,10 +20,11 @@ from npgpt.cli import main_with_errors, option, parse
 from npgpt.errors import UserError
 from npgpt.model import count_parameters, parameter_shapes
 from npgpt.settings import Settings, with_preset
+from npgpt.turns import members_of
 
 # Rows that go through the model together are read and written as one, and make large products;
 # more of them than this many bytes bring nothing but a need for memory.
-ROWS_BYTES = 1 << 28
+ROWS_BYTES = 3 << 27
 SPARE = 0.9  # of a GPU's memory: an estimate is no promise
 LETTERS = 65  # Shakespeare's, where a text decides how many there are
 
@@ -73,14 +74,15 @@ def rows_at_once(config):
 def training_memory(config, batch_size, threads=1, most_rows=None, bits=32):
     """Estimate the memory of a step.
 
-    Args:    config; batch_size, rows; threads, which share the rows, and have gradients of
-             their own; most_rows, as for parallel.Workers; bits, of an activation: if 16, there
+    Args:    config; batch_size, rows; threads, which share the rows, and each or two by two have
+             gradients; most_rows, as for parallel.Workers; bits, of an activation: if 16, there
              is a copy of the weights of 16 bits as well.
     Returns: a dict, from what is kept to its bytes; and the rows that are at work at a time.
     """
     weights = 4 * count_parameters(config)
     rows = threads * min(-(-batch_size // threads), most_rows or batch_size)
-    kept = {"weights": weights, "gradients": threads * weights, "AdamW's two means": 2 * weights}
+    gradients = -(-threads // members_of(weights)) * weights
+    kept = {"weights": weights, "gradients": gradients, "AdamW's two means": 2 * weights}
     if bits == 16:
         kept["the weights in 16 bits"] = weights // 2
     return {**kept, "activations": rows * row_bytes(config, bits // 8)}, rows

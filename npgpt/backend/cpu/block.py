@@ -1,23 +1,52 @@
-"""Between a block's layers on a CPU: a weight's gradient is added to where it is made."""
+"""Between a block's layers on a CPU: a weight's gradient is added to where it is made.
+
+Where two threads share the gradients, that is done in turn: see npgpt/turns.py.
+"""
 
 import numpy as np
 
 from npgpt.backend.cpu.compile import kernel
-from npgpt.backend.cpu.linear import backward_into
+from npgpt.backend.cpu.linear import backward_into, fit, input_gradient, weight_gradient_into
 from npgpt.backend.cpu.memory import in_rows
+from npgpt.turns import sharing
 
 # The rows of a bias's gradient are added up in groups, as one long sum would gather errors.
 GROUP = 32
 
 
 def linear_backward_into(dy, cache, g):
-    return backward_into(dy, cache, g, True)
+    member = sharing.get()
+    if member is None:
+        return backward_into(dy, cache, g, True)
+    if not fit(dy, cache, g):
+        return _backward_in_turn(dy, cache, g, member)
+    if member.goes_first:
+        _weight_gradient_in_turn(dy, cache, g, member)
+        return input_gradient(dy, cache)
+    dx = input_gradient(dy, cache)
+    _weight_gradient_in_turn(dy, cache, g, member)
+    return dx
 
 
 def affine_backward_into(dy, cache, g, gb):
-    dx = backward_into(dy, cache, g, True)
+    dx = linear_backward_into(dy, cache, g)
     if dx is not NotImplemented:
         _add_rows(in_rows(dy), gb)
+    return dx
+
+
+def _weight_gradient_in_turn(dy, cache, g, member):
+    with member.turn(g) as add:
+        weight_gradient_into(dy, cache, g, add)
+
+
+def _backward_in_turn(dy, cache, g, member):
+    """linear_backward_into for what does not fit: with NumPy's products, as in the text."""
+    x, w = cache
+    rows, drows = in_rows(x), in_rows(dy)  # (R, C), (R, N)
+    dx, dw = (drows @ w.T).reshape(x.shape), rows.T @ drows  # (..., C), (C, N)
+    with member.turn(g) as add:
+        np.add(g, dw, out=g) if add else np.copyto(g, dw)
     return dx
 
 

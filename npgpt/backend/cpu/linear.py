@@ -74,22 +74,40 @@ def backward_into(dy, cache, dw, add):
     Args:    dy; cache; dw (C, N), which lies in memory as w does; add.
     Returns: dx; or NotImplemented, and then dw is as it was.
     """
+    if not fit(dy, cache, dw):
+        return NotImplemented
+    dx = input_gradient(dy, cache)
+    weight_gradient_into(dy, cache, dw, add)
+    return dx
+
+
+def fit(dy, cache, dw):
+    """Whether the products here are made for such arrays, as backward_into's."""
     x, w = cache
     if dy.shape != (*x.shape[:-1], w.shape[1]) or not _suits(x, w):
-        return NotImplemented
+        return False
     matrix, turned = _in_memory(w)
     dmatrix = dw.T if turned else dw
-    if dmatrix.shape != matrix.shape or not dmatrix.flags.c_contiguous:
-        return NotImplemented
-    rows, drows = in_rows(x), in_rows(dy)  # (R, C), (R, N)
-    dx = np.empty(rows.shape, x.dtype)
-    multiply = MULTIPLY[_dtype]
-    multiply(dx, drows, matrix, False, not turned, False)
-    if turned:
-        multiply(dmatrix, drows, rows, True, False, add)
-    else:
-        multiply(dmatrix, rows, drows, True, False, add)
+    return dmatrix.shape == matrix.shape and dmatrix.flags.c_contiguous
+
+
+def input_gradient(dy, cache):
+    """dx = dy @ wᵀ, for arrays that fit."""
+    x, w = cache
+    matrix, turned = _in_memory(w)
+    dx = np.empty((x.size // x.shape[-1], x.shape[-1]), x.dtype)  # (R, C)
+    MULTIPLY[_dtype](dx, in_rows(dy), matrix, False, not turned, False)
     return dx.reshape(x.shape)
+
+
+def weight_gradient_into(dy, cache, dw, add):
+    """dw = xᵀ @ dy, or dw += xᵀ @ dy if add, for arrays that fit."""
+    x, w = cache
+    rows, drows = in_rows(x), in_rows(dy)  # (R, C), (R, N)
+    if _in_memory(w)[1]:
+        MULTIPLY[_dtype](dw.T, drows, rows, True, False, add)
+    else:
+        MULTIPLY[_dtype](dw, rows, drows, True, False, add)
 
 
 def _suits(x, w):
