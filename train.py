@@ -41,7 +41,7 @@ from npgpt.diagnose import first_bad_tensor
 from npgpt.errors import UserError
 from npgpt.loss_scale import LEAST, unscale
 from npgpt.model import Chance
-from npgpt.optim import clip_gradient, cosine_schedule
+from npgpt.optim import clip_factor, cosine_schedule, gradient_norm
 from npgpt.parallel import keep_freed_memory
 from npgpt.plot import plot_run
 from npgpt.runlog import RunLog
@@ -111,9 +111,10 @@ def take_step(run, ids, targets, lr):
         )  # fmt: skip
     if scale != 1.0:
         unscale(run.grads.flat, scale, run.workers.map)
-    norm = clip_gradient(run.grads.flat, s.clip, run.workers.map)
+    norm = gradient_norm(run.grads.flat, run.workers.map)
     if math.isfinite(norm):
-        run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map)
+        clip = clip_factor(norm, s.clip)
+        run.optimizer.update(run.params.flat, run.grads.flat, lr, run.workers.map, clip)
     if run.loss_scale:
         run.loss_scale = run.loss_scale.after(math.isfinite(norm))
     return float(to_host(loss)) / s.accumulate, norm, scale

@@ -67,7 +67,7 @@ class Npgpt:
 
     def step(self):
         from npgpt.chance import Chance
-        from npgpt.optim import clip_gradient
+        from npgpt.optim import clip_factor, gradient_norm
 
         ids, targets = self.batch
         chance = Chance(seed=1, step=self.taken) if self.config.drops else None
@@ -76,8 +76,8 @@ class Npgpt:
             self.params, self.grads, ids, targets, self.config, 1.0, chance, self.smoothing,
             anew=True,
         )  # fmt: skip
-        clip_gradient(self.grads.flat, 1.0, self.workers.map)
-        self.optimizer.update(self.params.flat, self.grads.flat, LR, self.workers.map)
+        clip = clip_factor(gradient_norm(self.grads.flat, self.workers.map), 1.0)
+        self.optimizer.update(self.params.flat, self.grads.flat, LR, self.workers.map, clip)
         return float(loss)
 
     def product(self, seconds):

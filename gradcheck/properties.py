@@ -409,6 +409,13 @@ def optim_clipping():
     optim.clip_gradient(g, 0.5)
     if not np.allclose(g, [0.3, -0.4], rtol=1e-5):
         return f"(3, −4) clipped to 0.5 became {g}"
+    steps = []
+    for gradient, clip in ((np.array([3.0, -4.0]), optim.clip_factor(5.0, 0.5)), (g, 1.0)):
+        adamw, p = optim.AdamW(np.zeros(2), np.zeros(2), num_decayed=0, eps=1.0), np.ones(2)
+        adamw.update(p, gradient, lr=0.01, clip=clip)
+        steps.append(p)
+    if not np.array_equal(*steps):
+        return "a step that shortens its gradient is not the step with a shorter one"
 
 
 def optim_loss_scale():

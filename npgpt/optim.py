@@ -79,11 +79,12 @@ class AdamW:
         zeros = np.zeros_like
         return cls(zeros(params.flat), zeros(params.flat), params.num_decayed, **settings)
 
-    def update(self, p, g, lr, map=map):
+    def update(self, p, g, lr, map=map, clip=1.0):
         """Take one step: p, m and v change in place.
 
         Args:    p, g (P,), the flat parameters and gradients; lr, the learning rate; map, how
-                 to go through the pieces: parallel.Workers.map does it on several threads.
+                 to go through the pieces: parallel.Workers.map does it on several threads; clip,
+                 of clip_factor, by which the step shortens the gradient that it reads.
         """
         self.step += 1
 
@@ -92,7 +93,7 @@ class AdamW:
             decay = self.weight_decay if decayed else 0.0
             adamw_update(
                 p[s], g[s], self.m[s], self.v[s], self.step,
-                lr, self.beta1, self.beta2, self.eps, decay,
+                lr, self.beta1, self.beta2, self.eps, decay, clip,
             )  # fmt: skip
 
         bounds = itertools.pairwise((0, self.first_decayed, self.num_decayed, p.size))
@@ -100,12 +101,14 @@ class AdamW:
 
 
 @fused
-def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
+def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, clip=1.0):
     """One AdamW step for one array of parameters, in place.
 
     Args:    p, g, m, v (N,): parameters, gradients, and the two running means; step ≥ 1;
-             lr; beta1, beta2 in [0, 1); eps, in the units of g; weight_decay, λ.
+             lr; beta1, beta2 in [0, 1); eps, in the units of g; weight_decay, λ; clip, a factor
+             of g, which itself stays as it is.
     """
+    g = clip * g  # (N,)
     p *= 1.0 - lr * weight_decay  # (N,)
     m *= beta1  # (N,)
     m += (1.0 - beta1) * g  # (N,)
@@ -134,14 +137,25 @@ def clip_gradient(g, max_norm, map=map):
     Returns: the norm before clipping: the number to watch in a training log.
     """
     norm = gradient_norm(g, map)
-    if 0.0 < max_norm < norm < math.inf:  # an infinite one stays as it is, to be seen
-        scale = max_norm / (norm + 1e-6)  # 1e-6, as in torch: the result is never too long
+    factor = clip_factor(norm, max_norm)
+    if factor != 1.0:
 
         def shorten(s):
-            g[s] *= scale
+            g[s] *= factor
 
         list(map(shorten, pieces(0, g.size)))
     return norm
+
+
+def clip_factor(norm, max_norm):
+    """By what a gradient of some norm is multiplied so that it is max_norm long at most.
+
+    1 for one that is short enough, or with max_norm = 0, no limit; and for one that is not
+    finite, which stays as it is, to be seen.
+    """
+    if 0.0 < max_norm < norm < math.inf:
+        return max_norm / (norm + 1e-6)  # 1e-6, as in torch: the result is never too long
+    return 1.0
 
 
 def cosine_schedule(step, warmup_steps, total_steps, max_lr, min_lr, cycle=None, growth=1):

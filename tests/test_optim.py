@@ -13,7 +13,14 @@ import pytest
 
 from npgpt import optim
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
-from npgpt.optim import AdamW, adamw_update, clip_gradient, cosine_schedule, gradient_norm
+from npgpt.optim import (
+    AdamW,
+    adamw_update,
+    clip_factor,
+    clip_gradient,
+    cosine_schedule,
+    gradient_norm,
+)
 
 ULP = 1.0 + 2.0**-51  # the last bit of a product may round upwards
 
@@ -163,6 +170,23 @@ def test_the_gradient_is_only_read():
 
 
 # ---------------------------------------------------------------------------- clipping
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_step_shortens_the_gradient_that_it_reads(dtype):
+    """To the bit as if it had been clipped before; and it stays as it was."""
+    rng = np.random.default_rng(4)
+    p, long, m = rng.standard_normal((3, 1000)).astype(dtype)
+    short, results = long.copy(), []
+    factor = clip_factor(gradient_norm(long), 1.0)
+    assert clip_gradient(short, 1.0) > 30 and factor < 1 / 30
+    for g, clip in ((short, 1.0), (long, factor)):
+        now, before = p.copy(), g.copy()
+        adamw = AdamW(m.copy(), np.abs(m), num_decayed=500)
+        adamw.update(now, g, 1e-2, clip=clip)
+        assert np.array_equal(g, before)
+        results.append(np.concatenate([now, adamw.m, adamw.v]))
+    assert np.array_equal(*results)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -44,7 +44,7 @@ def take_a_step():
 
     from npgpt.layers import cross_entropy_forward
     from npgpt.model import GPTConfig, forward, init_parameters, loss_and_gradients
-    from npgpt.optim import AdamW, clip_gradient
+    from npgpt.optim import AdamW, gradient_norm
 
     config = GPTConfig(
         vocab_size=64, block_size=64, n_layer=1, n_head=2, n_embd=64, n_hidden=64, tie=False
@@ -53,7 +53,7 @@ def take_a_step():
     grads, optimizer = params.zeros_like(), AdamW.for_parameters(params)
     ids = np.zeros((2, config.block_size), np.int64)
     loss_and_gradients(params, grads, ids, ids, config)
-    clip_gradient(grads.flat, 1e-6)
+    gradient_norm(grads.flat)
     optimizer.update(params.flat, grads.flat, 1e-3)
     cross_entropy_forward(forward(params, ids, config)[0], ids)
 

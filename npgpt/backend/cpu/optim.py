@@ -15,13 +15,14 @@ def sum_of_squares(g):
     return np.float64(_sum_of_squares(g))
 
 
-def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
+def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, clip=1.0):
     arrays = p, g, m, v
     if p.ndim != 1 or not all(z.shape == p.shape and z.flags.c_contiguous for z in arrays):
         return NotImplemented
     m_scale = 1.0 / (1.0 - beta1**step)
     v_scale = 1.0 / (1.0 - beta2**step)
-    _adamw(p, g, m, v, 1.0 - lr * weight_decay, lr * m_scale, math.sqrt(v_scale), beta1, beta2, eps)
+    keep, length, root_scale = 1.0 - lr * weight_decay, lr * m_scale, math.sqrt(v_scale)
+    _adamw(p, g, m, v, keep, length, root_scale, beta1, beta2, eps, clip)
 
 
 @kernel(fastmath=REORDER)
@@ -33,11 +34,13 @@ def _sum_of_squares(g):
 
 
 @kernel
-def _adamw(p, g, m, v, keep, length, root_scale, beta1, beta2, eps):
-    """p = keep · p − length · m / (√v · root_scale + eps), after m and v have learned g."""
+def _adamw(p, g, m, v, keep, length, root_scale, beta1, beta2, eps, clip):
+    """p = keep · p − length · m / (√v · root_scale + eps), after m and v have learned clip · g."""
     keep, length, root_scale, eps = f32(keep), f32(length), f32(root_scale), f32(eps)
+    clip = f32(clip)
     b1, new1, b2, new2 = f32(beta1), f32(1.0 - beta1), f32(beta2), f32(1.0 - beta2)
     for i in range(p.size):
-        m[i] = b1 * m[i] + new1 * g[i]
-        v[i] = b2 * v[i] + new2 * (g[i] * g[i])
+        gradient = clip * g[i]
+        m[i] = b1 * m[i] + new1 * gradient
+        v[i] = b2 * v[i] + new2 * (gradient * gradient)
         p[i] = keep * p[i] - length * m[i] / (np.sqrt(v[i]) * root_scale + eps)

@@ -10,11 +10,11 @@ THREADS, PARTS = 256, 1024  # of a block, and blocks, as in optim.cu
 FLOAT64 = np.dtype(np.float64)
 
 
-def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay):
+def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, clip=1.0):
     arrays = p, g, m, v
     if p.ndim != 1 or p.size == 0 or not all(_flat(z, p.shape, "float32") for z in arrays):
         return NotImplemented
-    knobs = from_host(step_knobs(step, lr, beta1, beta2, weight_decay))
+    knobs = from_host(step_knobs(step, lr, beta1, beta2, weight_decay, clip))
     adamw(p, g, m, v, None, p.size, knobs, beta1, beta2, eps)
 
 
@@ -28,14 +28,14 @@ def sum_of_squares(g):
     return total
 
 
-def step_knobs(step, lr, beta1, beta2, weight_decay):
+def step_knobs(step, lr, beta1, beta2, weight_decay, clip=1.0):
     """What adamw must know of a step, computed in float64.
 
     Args:    as those of npgpt.optim.adamw_update.
-    Returns: (4,) float32, on the host: keep, length, root and clip, see optim.cu. The last is 1.
+    Returns: (4,) float32, on the host: keep, length, root and clip, see optim.cu.
     """
     length, root = lr / (1.0 - beta1**step), 1.0 / math.sqrt(1.0 - beta2**step)
-    return np.array([1.0 - lr * weight_decay, length, root, 1.0], np.float32)
+    return np.array([1.0 - lr * weight_decay, length, root, clip], np.float32)
 
 
 def adamw(p, g, m, v, shadow, decayed, knobs, beta1, beta2, eps):
