@@ -146,10 +146,11 @@ def logits_backward(dy, cache):
     return tuple(grads.values())
 
 
-def loss_forward(ids, targets, config, smoothing=0.0, **params):
+def loss_forward(ids, targets, config, smoothing=0.0, parts=1, **params):
     """The mean loss of one or more batches, as when gradients are accumulated.
 
-    ids and targets are (k, B, T): k batches, of which each has 1/k of the loss.
+    ids and targets are (k, B, T): k batches, of which each has 1/k of the loss. Backward takes the
+    head in parts, as loss_and_gradients does.
     """
     params = _one_buffer(config, params)
     losses = []
@@ -157,15 +158,17 @@ def loss_forward(ids, targets, config, smoothing=0.0, **params):
         logits, _ = model.forward(params, batch, config, chance=CHANCE)
         loss, _ = smooth_cross_entropy_forward(logits, target, smoothing)
         losses.append(loss)
-    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config, smoothing)
+    return sum(losses) * (1.0 / len(losses)), (ids, targets, params, config, smoothing, parts)
 
 
 def loss_backward(dy, cache):
-    ids, targets, params, config, smoothing = cache
+    ids, targets, params, config, smoothing, parts = cache
     grads = params.zeros_like()
     for batch, target in zip(ids, targets):
         scale = dy / len(ids)
-        model.loss_and_gradients(params, grads, batch, target, config, scale, CHANCE, smoothing)
+        model.loss_and_gradients(
+            params, grads, batch, target, config, scale, CHANCE, smoothing, parts
+        )
     return tuple(grads.values())
 
 

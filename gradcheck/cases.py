@@ -172,8 +172,8 @@ def _block(name, note, config, B, T, start=0, **more):
     return Case("block", name, note, block_forward, block_backward, make, ("x", *names), **more)
 
 
-def _model(name, note, config, *shape, smoothing=0.0, **more):
-    make = whole_model(config, *shape, smoothing=smoothing)
+def _model(name, note, config, *shape, smoothing=0.0, parts=1, **more):
+    make = whole_model(config, *shape, smoothing=smoothing, parts=parts)
     return Case(
         "model", name, note, loss_forward, loss_backward, make, parameter_names(config), **more
     )
@@ -399,6 +399,8 @@ CASES = (
                 **_GPT2), 2, 2, 12, entrywise=False),
     _model("smoothed", "targets that keep four fifths, of two batches", tiny(n_layer=1), 2, 1, 3,
            smoothing=0.2),
+    _model("head in parts", "two places, then one: gradients add",
+           tiny(n_layer=1, head_bias=True), 1, 2, 3, parts=2),
     _model("recomputed", "each block's cache is made again, with the masks that it had",
            tiny(dropout=0.3, attention_dropout=0.3, recompute=True), 1, 2, 3),
     _model("dropout", "the masks of all layers are made again",

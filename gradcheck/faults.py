@@ -32,6 +32,8 @@ LOSS = "layers.loss:cross_entropy_backward"
 SMOOTH = "layers.loss:smooth_cross_entropy_backward"
 BLOCK = "block:block_backward"
 ADD = "block:add_branch"
+BOTH = "model:loss_and_gradients"
+STREAM = "model:stream_forward"
 HEAD_BACK = "model:head_backward"
 STREAM_BACK = "model:stream_backward"
 MATRIX = "block:matrix_backward"
@@ -416,9 +418,15 @@ MUTANTS = (
     _fault("model", "model:loss_and_dlogits",
            "The scale is ignored: k accumulated batches weigh k times too much.",
            (" cross_entropy_backward(scale, ", " cross_entropy_backward(1.0, ")),
-    _follows("model", "model:forward", "Each new token believes that it stands at the beginning.",
+    _fault("model", BOTH, "Each part of the places weighs as much as all of them.",
+           ("scale * share, smoothing", "scale, smoothing")),
+    _fault("model", BOTH, "The parts come back in the wrong order.",
+           ("np.concatenate(dx, axis=1)", "np.concatenate(dx[::-1], axis=1)")),
+    _follows("model", BOTH, "The loss of the last part of the places is that of all.",
+             ("loss + share * part", "part")),
+    _follows("model", STREAM, "Each new token believes that it stands at the beginning.",
              ("rope_table(start, start + T,", "rope_table(0, T,")),
-    _follows("model", "model:forward", "The same, where places are learned.",
+    _follows("model", STREAM, "The same, where places are learned.",
              ('params["wpe"], start)', 'params["wpe"], 0)')),
     _fault("model", "model:recall", "A block that is run again drops nothing.",
            ("*kept)", "*kept[:5])")),
@@ -437,7 +445,7 @@ MUTANTS = (
              ("chance.layer, place)", "chance.layer)")),
     _follows("model", DRAW, "A thread's rows draw as if they were the batch's first.",
              ("chance.row * row_size", "0")),
-    _follows("model", "model:forward", "All blocks draw the same masks.",
+    _follows("model", STREAM, "All blocks draw the same masks.",
              ("chance._replace(layer=i + 1)", "chance")),
     _fault("model", STEP, "The scale is ignored where targets are smoothed.",
            ("smooth_cross_entropy_backward(scale, ", "smooth_cross_entropy_backward(1.0, ")),

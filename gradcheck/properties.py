@@ -292,6 +292,19 @@ def _model(rng, config):
     return model.Parameters(config, np.concatenate([w.ravel() for w in drawn.values()]))
 
 
+def model_head_in_parts():
+    """The loss is the same if the head takes places one after the other."""
+    rng, config = np.random.default_rng(9), tiny()
+    params = _model(rng, config)
+    ids, targets = rng.integers(0, config.vocab_size, (2, 2, 4))
+    losses = [
+        model.loss_and_gradients(params, params.zeros_like(), ids, targets, config, parts=parts)
+        for parts in (1, 3)
+    ]
+    if not np.isclose(*losses, rtol=1e-14):
+        return f"whole it is {losses[0]}, and in parts {losses[1]}"
+
+
 def model_dropout():
     """Only training drops, and of each row what it would among others."""
     both = dict(dropout=0.5, attention_dropout=0.5)
@@ -467,6 +480,7 @@ PROPERTIES = (
     Property("attention_dropout", "pieces", attention_dropout_pieces),
     Property("model", "dropout", model_dropout),
     Property("model", "recomputation", model_recomputation),
+    Property("model", "head in parts", model_head_in_parts),
     Property("model", "causality", model_causality),
     Property("model", "continuation", model_continuation),
     Property("optim", "schedule", optim_schedule),

@@ -32,6 +32,10 @@ Source: Radford et al. 2019 (GPT-2), the pre-norm block and the scaled initialis
     Press & Wolf 2017, "Using the Output Embedding to Improve Language Models": tying.
 """
 
+import itertools
+
+import numpy as np
+
 from npgpt.backend.fused import fused
 from npgpt.block import (
     MLPS,
@@ -91,6 +95,15 @@ def forward(params, ids, config, past=None, chance=None, last=None):
     Returns: logits (B, T, V), or (B, last, V); cache, a dict by layer name for backward.
     Raises:  ValueError if the ids are not (B, T), or reach past the context.
     """
+    x, cache = stream_forward(params, ids, config, past, chance)  # (B, T, C)
+    if last is not None:  # the head is the widest matrix of all: nothing goes through it in vain
+        x = x[:, -last:]  # (B, last, C)
+    logits, kept = head_forward(x, params, config)  # (B, T, V)
+    return logits, cache | kept
+
+
+def stream_forward(params, ids, config, past=None, chance=None):
+    """Forward up to the head: x (B, T, C), what the last block puts out, and the cache so far."""
     start = 0 if past is None else past.length
     if ids.ndim != 2 or start + ids.shape[1] > config.block_size:
         raise ValueError(
@@ -111,8 +124,16 @@ def forward(params, ids, config, past=None, chance=None, last=None):
         block = x, params.block(i), rope, config, extend, draw
         x, kept = block_forward(*block)  # (B, T, C)
         cache[i] = block if config.recompute else kept
-    if last is not None:  # the head is the widest matrix of all: nothing goes through it in vain
-        x = x[:, -last:]  # (B, last, C)
+    return x, cache
+
+
+def head_forward(x, params, config):
+    """The rest: scores for every token of the vocabulary.
+
+    Args:    x (B, T, C), the stream above the last block, or some places of it; params; config.
+    Returns: logits (B, T, V); cache, a dict by layer name.
+    """
+    cache = {}
     x, cache["norm"] = norm_forward(x, params, "norm", config)  # (B, T, C)
     head = head_of(params, config)
     logits, cache["lm_head"] = matrix_forward(x, head, "lm_head")  # (B, T, V)
@@ -196,20 +217,37 @@ def loss_and_dlogits(logits, targets, scale, smoothing=0.0):
 
 
 def loss_and_gradients(
-    params, grads, ids, targets, config, scale=1.0, chance=None, smoothing=0.0
+    params, grads, ids, targets, config, scale=1.0, chance=None, smoothing=0.0, parts=1
 ):  # fmt: skip
     """Run forward and backward once: the part of a training step that knows the model.
+
+    The logits are the widest tensor of all. As each place has its own, and the loss is their mean,
+    the head may take some places after the others, forward and backward, in the same memory.
 
     Args:    params; grads, Parameters that the gradients of scale · loss are added to;
              ids, targets (B, T) int; config; scale, 1/k when k batches are accumulated, a
              Python float, or on a GPU an array () float32;
-             chance, None for no dropout; smoothing of the targets, 0 for none.
+             chance, None for no dropout; smoothing of the targets, 0 for none; parts, into how
+             many the T places are cut for the head.
     Returns: loss, a scalar, not scaled.
     """
-    logits, cache = forward(params, ids, config, chance=chance)  # (B, T, V)
-    loss, dlogits = loss_and_dlogits(logits, targets, scale, smoothing)  # (), (B, T, V)
-    del logits  # the widest tensor of all: its memory serves what comes now
-    dx = head_backward(dlogits, cache, grads, config)  # (B, T, C)
-    del dlogits  # as wide
+    x, cache = stream_forward(params, ids, config, chance=chance)  # (B, T, C)
+    T, loss, dx = ids.shape[1], 0.0, []
+    for places in cut(0, T, -(-T // parts)):
+        share = (places.stop - places.start) / T  # of the mean over all places
+        logits, kept = head_forward(x[:, places], params, config)  # (B, t, V)
+        part, dlogits = loss_and_dlogits(logits, targets[:, places], scale * share, smoothing)
+        del logits
+        loss = loss + share * part
+        dx.append(head_backward(dlogits, kept, grads, config))  # (B, t, C)
+        del dlogits
+    dx = dx[0] if len(dx) == 1 else np.concatenate(dx, axis=1)  # (B, T, C)
     stream_backward(dx, cache, grads, config)
     return loss
+
+
+def cut(start, stop, most):
+    """Cut start … stop − 1 into the fewest equal parts of `most` or less: slices."""
+    n = -(-(stop - start) // most)
+    bounds = [start + i * (stop - start) // n for i in range(n + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]

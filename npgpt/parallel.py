@@ -27,9 +27,12 @@ from contextvars import copy_context
 
 import numpy as np
 
-from npgpt.model import loss_and_gradients
+from npgpt.model import cut, loss_and_gradients
 from npgpt.optim import pieces
 from npgpt.turns import SharedGradient, members_of
+
+# The logits that a thread has at a time: more would only need more memory.
+LOGITS_BYTES = 1 << 24
 
 
 def available_threads():
@@ -56,11 +59,10 @@ def keep_freed_memory():
         mallopt(-8, 1)  # M_ARENA_MAX
 
 
-def cut(start, stop, most):
-    """Cut the rows start … stop − 1 into the fewest equal parts of `most` or less: slices."""
-    n = -(-(stop - start) // most)
-    bounds = [start + i * (stop - start) // n for i in range(n + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+def head_parts(config, rows):
+    """Into how many parts the places of so many rows are cut for the head: see LOGITS_BYTES."""
+    logits = 4 * rows * config.block_size * config.vocab_size
+    return min(-(-logits // LOGITS_BYTES), config.block_size)
 
 
 class Workers:
@@ -117,6 +119,8 @@ class Workers:
         on_host = isinstance(grads.flat, np.ndarray) and grads.flat.dtype == np.float32
         members = members_of(grads.flat.nbytes) if on_host else 1
         gradients = [grads, *self._more(-(-n // members) - 1)]
+        # The same for all threads, as they take turns at the head's gradient in each part.
+        parts = head_parts(config, min(-(-B // n), self.most_rows)) if self.most_rows else 1
 
         def rows_of(piece, into):
             """The rows of one thread, as many of them at a time as memory should hold."""
@@ -125,8 +129,9 @@ class Workers:
                 share = (rows.stop - rows.start) / B  # of the mean over all rows
                 draw = chance and chance._replace(row=chance.row + rows.start)
                 loss += share * loss_and_gradients(
-                    params, into, ids[rows], targets[rows], config, scale * share, draw, smoothing
-                )
+                    params, into, ids[rows], targets[rows], config, scale * share, draw, smoothing,
+                    parts,
+                )  # fmt: skip
             return loss
 
         def alone(piece):

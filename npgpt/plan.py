@@ -19,6 +19,7 @@ from npgpt.backend import kernels_enabled
 from npgpt.cli import main_with_errors, option, parse
 from npgpt.errors import UserError
 from npgpt.model import count_parameters, parameter_shapes
+from npgpt.parallel import head_parts
 from npgpt.settings import Settings, with_preset
 from npgpt.turns import members_of
 
@@ -46,10 +47,11 @@ def flops_per_token(config):
     return 6 * weights + 12 * config.n_layer * config.block_size * config.n_embd
 
 
-def row_bytes(config, size=4):
+def row_bytes(config, size=4, parts=1):
     """The memory of one row of a batch: what forward keeps, and the widest moment.
 
-    Args:    config; size, the bytes of a number: 4 for float32, 2 for bf16.
+    Args:    config; size, the bytes of a number: 4 for float32, 2 for bf16; parts, into how many
+             the head's places are cut.
     """
     C, F, V, T = config.n_embd, config.n_hidden, config.vocab_size, config.block_size
     kv = config.n_kv_head * config.head_dim
@@ -63,7 +65,7 @@ def row_bytes(config, size=4):
     # A kernel writes the gradient over the logits; the text has their softmax and a temporary too.
     logits = V if kernels_enabled() else 3 * V
     square = 4 * config.n_head * T  # scores and weights of one layer, forward or backward
-    return size * T * (cached + max(logits, square))
+    return size * T * (cached + max(-(-logits // parts), square))
 
 
 def rows_at_once(config):
@@ -80,12 +82,14 @@ def training_memory(config, batch_size, threads=1, most_rows=None, bits=32):
     Returns: a dict, from what is kept to its bytes; and the rows that are at work at a time.
     """
     weights = 4 * count_parameters(config)
-    rows = threads * min(-(-batch_size // threads), most_rows or batch_size)
+    rows = min(-(-batch_size // threads), most_rows or batch_size)
+    parts = head_parts(config, rows) if most_rows else 1
+    rows *= threads
     gradients = -(-threads // members_of(weights)) * weights
     kept = {"weights": weights, "gradients": gradients, "AdamW's two means": 2 * weights}
     if bits == 16:
         kept["the weights in 16 bits"] = weights // 2
-    return {**kept, "activations": rows * row_bytes(config, bits // 8)}, rows
+    return {**kept, "activations": rows * row_bytes(config, bits // 8, parts)}, rows
 
 
 def training_bytes(*args, **kwargs):

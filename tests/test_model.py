@@ -447,3 +447,17 @@ def test_a_config_of_old_has_the_composition_of_old():
 def test_as_many_key_value_heads_as_heads_unless_said():
     assert GPTConfig().n_kv_head == 8 and GPTConfig(n_kv_head=4).n_kv_head == 4
     assert GPTConfig() == GPTConfig(n_kv_head=8)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 8, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_head_may_take_some_places_after_the_others(parts, smoothing):
+    """The loss too: gradcheck compares gradients only."""
+    config = GPTConfig(23, 8, n_layer=1, n_embd=16, n_head=2, n_hidden=12, head_bias=True)
+    params = init_parameters(config, seed=2, dtype=np.float64)
+    ids, targets = np.random.default_rng(0).integers(0, 23, (2, 3, 8))
+    whole, cut = params.zeros_like(), params.zeros_like()
+    loss = loss_and_gradients(params, whole, ids, targets, config, 0.5, None, smoothing)
+    told = loss_and_gradients(params, cut, ids, targets, config, 0.5, None, smoothing, parts)
+    assert told == pytest.approx(loss, rel=1e-14)
+    np.testing.assert_allclose(cut.flat, whole.flat, rtol=0, atol=1e-15)
