@@ -26,8 +26,9 @@ import numpy as np
 from npgpt.backend.cpu.compile import REORDER, kernel
 from npgpt.backend.cpu.dropout import GAMMA, mask_of, mixed
 from npgpt.backend.cpu.exp import exp
-from npgpt.backend.cpu.memory import heads_in_place, row_at
-from npgpt.backend.cpu.tile import COLUMNS, ROWS, multiply, round_up, transpose
+from npgpt.backend.cpu.memory import address_of_row, heads_in_place, row_at
+from npgpt.backend.cpu.rope import turn_row
+from npgpt.backend.cpu.tile import COLUMNS, ROWS, multiply, place, round_up, transpose
 
 f32 = np.float32
 QUERIES = math.lcm(ROWS, COLUMNS)  # queries are rows of one product and columns of another
@@ -112,17 +113,17 @@ def _forward(q, k, v, y, lse, heads, keep, angles):
                 _load(v, b, 0, S, h // (H // G), f32(1), values)
             for start in range(0, T, QUERIES):
                 count = min(QUERIES, T - start)
-                place = S - T + start  # of the first query, among the keys
+                ahead = S - T + start  # keys before that of the first query
                 _load_turned(q, b, start, count, h, scale, angles, queries)
                 transpose(columns, queries)
                 peak[:], total[:] = -np.inf, f32(0)
                 if drops:
                     _seed(seeds, keep, (b * H + h) * T + start, S)
-                for first in range(0, place + count, KEYS):
-                    rows = min(KEYS, round_up_(place + count - first))
+                for first in range(0, ahead + count, KEYS):
+                    rows = min(KEYS, round_up_(ahead + count - first))
                     block = scores[:rows]
                     multiply(False, block, keys[first : first + rows], columns[:D])
-                    _mask(block, place - first, MASKED)
+                    _mask(block, ahead - first, MASKED)
                     _weights(block, peak, total, shrink, below, part)
                     if drops:
                         _drop(block, seeds, first, keep)
@@ -161,7 +162,7 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads, keep, angles):
                 dkeys[:], dvalues[:] = f32(0), f32(0)
             for start in range(0, T, QUERIES):
                 count = min(QUERIES, T - start)
-                place = S - T + start  # of the first query, among the keys
+                ahead = S - T + start  # keys before that of the first query
                 _load_turned(q, b, start, count, h, scale, angles, queries)
                 _load(dy, b, start, count, h, f32(1), douts)
                 transpose(query_columns, queries)
@@ -172,8 +173,8 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads, keep, angles):
                     average[t] = _dot(douts[t], row_at(y, b, start + t, h))
                 if drops:
                     _seed(seeds, keep, (b * H + h) * T + start, S)
-                for first in range(0, place + count, KEYS):
-                    rows = min(KEYS, round_up_(place + count - first))
+                for first in range(0, ahead + count, KEYS):
+                    rows = min(KEYS, round_up_(ahead + count - first))
                     these = slice(first, first + rows)
                     p, ds = probs[:rows], dscores[:rows]
                     # forward: probs = exp(scores − lse), made again
@@ -181,7 +182,7 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads, keep, angles):
                     for s in range(rows):
                         for t in range(QUERIES):
                             p[s, t] = exp(p[s, t] - lses[t])
-                    _mask(p, place - first, f32(0))
+                    _mask(p, ahead - first, f32(0))
                     # forward: y = probs @ v, or dropped @ v
                     if drops:
                         ds[:] = p
@@ -238,13 +239,8 @@ def _load_turned(x, b, start, count, h, scale, angles, rows):
         _load(x, b, start, count, h, scale, rows)
         return
     for i in range(count):
-        row = row_at(x, b, start + i, h)
-        for j in range(half):  # one half at a time: see rope.py
-            c, s = cos[start + i, j], sin[start + i, j]
-            rows[i, j] = scale * (row[j] * c - row[half + j] * s)
-        for j in range(half):
-            c, s = cos[start + i, j], sin[start + i, j]
-            rows[i, half + j] = scale * (row[half + j] * c + row[j] * s)
+        turn = place(cos, start + i, 0), place(sin, start + i, 0), half, scale, f32(1)
+        turn_row(address_of_row(x, b, start + i, h), place(rows, i, 0), *turn)
     rows[count:] = f32(0)
 
 
@@ -257,13 +253,8 @@ def _store_turned_back(x, b, start, count, h, scale, angles, rows):
         _store(x, b, start, count, h, scale, rows)
         return
     for i in range(count):
-        row = row_at(x, b, start + i, h)
-        for j in range(half):
-            c, s = cos[start + i, j], sin[start + i, j]
-            row[j] = scale * (rows[i, j] * c + rows[i, half + j] * s)
-        for j in range(half):
-            c, s = cos[start + i, j], sin[start + i, j]
-            row[half + j] = scale * (rows[i, half + j] * c - rows[i, j] * s)
+        turn = place(cos, start + i, 0), place(sin, start + i, 0), half, scale, f32(-1)
+        turn_row(place(rows, i, 0), address_of_row(x, b, start + i, h), *turn)
 
 
 @kernel(fastmath=REORDER)

@@ -67,7 +67,12 @@ def part_of_row(x, n, start, count):
 
 
 @kernel
+def address_of_row(x, b, t, h):
+    """Where x[b, t, h] begins in memory."""
+    return np.uintp(x.ctypes.data + b * x.strides[0] + t * x.strides[1] + h * x.strides[2])
+
+
+@kernel
 def row_at(x, b, t, h):
     """x[b, t, h] as an array without gaps; of an x from heads_in_place."""
-    offset = b * x.strides[0] + t * x.strides[1] + h * x.strides[2]
-    return carray(_pointer(np.uintp(x.ctypes.data + offset)), x.shape[3])
+    return carray(_pointer(address_of_row(x, b, t, h)), x.shape[3])
