@@ -6,11 +6,18 @@ import itertools
 import numpy as np
 import pytest
 
-from npgpt.block import affine_backward_into, linear_backward_into
+from npgpt.block import (
+    NORMS,
+    affine_backward_into,
+    linear_backward_into,
+    linear_forward_onto,
+    norm_backward_onto,
+)
 from npgpt.layers import affine_backward, embedding_backward, linear_backward
 from npgpt.model import embedding_backward_into
 
 if importlib.util.find_spec("numba"):
+    from npgpt.backend.cpu.linear import forward_onto
     from npgpt.backend.cpu.matmul import COLUMNS, HEIGHT, LINE, ROWS, STEPS, WIDTH, multiply_large
 
 pytestmark = pytest.mark.skipif(
@@ -87,3 +94,42 @@ def test_rows_of_an_embedding_are_added_to_where_they_are():
 
 def numbers(*shape):
     return np.random.default_rng(shape).standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shape", [(40, 24, 70), (97, 1027, 64), (64, 5, 1)])
+def test_a_branch_is_added_where_it_ends(shape, turned):
+    """past + x @ w in one pass; what went past stays as it was, for others read it."""
+    M, K, N = shape
+    past, x, w = numbers(2, M, N), numbers(2, M, K), numbers(N, K).T if turned else numbers(K, N)
+    before = past.copy()
+    assert forward_onto(past, x, w) is not NotImplemented
+    y, cache = linear_forward_onto(past, x, w)
+    truth = past.astype(np.float64) + x.astype(np.float64) @ w.astype(np.float64)
+    sizes = np.abs(past) + np.abs(x).astype(np.float64) @ np.abs(w)
+    assert np.all(np.abs(y - truth) <= (K + 2) * 2.0**-24 * sizes)
+    assert cache == (x, w) and np.array_equal(past, before)
+    with_gaps = np.repeat(past, 2, axis=2)[..., ::2]
+    assert np.array_equal(linear_forward_onto(with_gaps, x, w)[0], y)
+
+
+def test_a_branch_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="shape"):
+        linear_forward_onto(numbers(2, 40, 8), numbers(2, 40, 5), numbers(4, 8))
+    assert forward_onto(numbers(2, 40, 7), numbers(2, 40, 5), numbers(5, 8)) is NotImplemented
+
+
+@pytest.mark.parametrize("norm, learned", [("rmsnorm", 1), ("layernorm", 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 37, 48)])
+def test_a_norm_adds_what_went_past_its_branch(norm, learned, shape):
+    past, x, dy, *gains = (numbers(*s) for s in [shape] * 3 + [shape[-1:]] * learned)
+    before = past.copy()
+    _, cache = NORMS[norm][0](x, *gains)
+    _, exact = NORMS[norm][0](*(z.astype(np.float64) for z in (x, *gains)))
+    fast = norm_backward_onto(past, dy, cache, norm)
+    plain = norm_backward_onto.text(past, dy, cache, norm)
+    truth = norm_backward_onto(past.astype(np.float64), dy.astype(np.float64), exact, norm)
+    for z, of_text, right in zip(fast, plain, truth):
+        scale = np.abs(right).max()
+        assert np.abs(z - right).max() <= 2.0 * np.abs(of_text - right).max() + 1e-6 * scale
+    assert np.array_equal(past, before)

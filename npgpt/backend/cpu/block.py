@@ -1,17 +1,35 @@
-"""Between a block's layers on a CPU: a weight's gradient is added to where it is made.
+"""Between a block's layers on a CPU: what is added is added where it is made.
 
 Where two threads share the gradients, that is done in turn: see npgpt/turns.py.
 """
 
 import numpy as np
 
+from npgpt.backend.cpu import layernorm, rmsnorm
 from npgpt.backend.cpu.compile import kernel
-from npgpt.backend.cpu.linear import backward_into, fit, input_gradient, weight_gradient_into
+from npgpt.backend.cpu.linear import (
+    backward_into,
+    fit,
+    forward_onto,
+    input_gradient,
+    weight_gradient_into,
+)
 from npgpt.backend.cpu.memory import in_rows
 from npgpt.turns import sharing
 
 # The rows of a bias's gradient are added up in groups, as one long sum would gather errors.
 GROUP = 32
+
+
+NORMS_ONTO = {"rmsnorm": rmsnorm.backward_onto, "layernorm": layernorm.backward_onto}
+
+
+def linear_forward_onto(past, x, w):
+    return forward_onto(past, x, w)
+
+
+def norm_backward_onto(past, dy, cache, norm):
+    return NORMS_ONTO[norm](past, dy, cache) if norm in NORMS_ONTO else NotImplemented
 
 
 def linear_backward_into(dy, cache, g):

@@ -22,14 +22,20 @@ def layernorm_forward(x, w, b=None, eps=1e-5):
 
 
 def layernorm_backward(dy, cache):
+    return backward_onto(None, dy, cache)
+
+
+def backward_onto(past, dy, cache):
+    """layernorm_backward, whose dx is added to past (..., C), or to nothing where that is None."""
     x, w, mean, rstd = cache
-    if dy.shape != x.shape or x.size == 0:
+    adds = past is not None
+    past = past if adds else dy
+    if not dy.shape == x.shape == past.shape or x.size == 0:
         return NotImplemented
-    rows, drows = in_rows(x), in_rows(dy)  # (N, C)
+    rows, drows, before = (in_rows(z) for z in (x, dy, past))  # (N, C)
     dx, dw, db = np.empty_like(rows), np.zeros_like(w), np.zeros_like(w)
-    _backward(
-        drows, rows, np.ascontiguousarray(w), mean.reshape(-1), rstd.reshape(-1), dx, dw, db
-    )  # fmt: skip
+    gain, mean, rstd = np.ascontiguousarray(w), mean.reshape(-1), rstd.reshape(-1)
+    _backward(drows, rows, gain, mean, rstd, before, adds, dx, dw, db)
     return dx.reshape(x.shape), dw, db
 
 
@@ -46,8 +52,11 @@ def _forward(x, w, b, eps, y, mean, rstd):
 
 
 @kernel(fastmath=frozenset())  # a fused dy · w − mean(g) would be no zero where it should be
-def _backward(dy, x, w, mean, rstd, dx, dw, db):
-    """dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · w; dw, db += over the rows."""
+def _backward(dy, x, w, mean, rstd, past, adds, dx, dw, db):
+    """dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · w; dw, db += over the rows.
+
+    If adds, past is added to dx.
+    """
     N, C = x.shape
     scaled, moved = np.empty(C, np.float32), np.empty(C, np.float32)
     for start in range(0, N, GROUP):
@@ -59,7 +68,8 @@ def _backward(dy, x, w, mean, rstd, dx, dw, db):
             along = _along(dy, w, x, n, m) * r / f32(C)
             for c in range(C):
                 xhat = (x[n, c] - m) * r
-                dx[n, c] = r * (dy[n, c] * w[c] - mean_g - xhat * along)
+                change = r * (dy[n, c] * w[c] - mean_g - xhat * along)
+                dx[n, c] = past[n, c] + change if adds else change
                 scaled[c] += dy[n, c] * xhat
                 moved[c] += dy[n, c]
         for c in range(C):

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from npgpt.backend.cpu import matmul_bf16
-from npgpt.backend.cpu.matmul import multiply_large
+from npgpt.backend.cpu.matmul import multiply_large, multiply_onto
 from npgpt.backend.cpu.matmul_bf16 import multiply_bf16
 from npgpt.backend.cpu.matmul_fp16 import multiply_fp16
 from npgpt.backend.cpu.memory import in_rows
@@ -48,6 +48,18 @@ def linear_forward(x, w):
     y = np.empty((rows.shape[0], w.shape[1]), x.dtype)
     MULTIPLY[_dtype](y, rows, matrix, False, turned, False)
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w)
+
+
+def forward_onto(past, x, w):
+    """linear_forward, and past + y in place of y."""
+    if _dtype != "float32" or w.ndim != 2 or w.shape[0] != x.shape[-1] or not _suits(x, w):
+        return NotImplemented
+    if past.shape != (*x.shape[:-1], w.shape[1]):
+        return NotImplemented
+    matrix, turned = _in_memory(w)
+    y = np.empty(past.shape, x.dtype)
+    multiply_onto(in_rows(y), in_rows(past), in_rows(x), matrix, False, turned, True)
+    return y, (x, w)
 
 
 def affine_forward(x, w, b):

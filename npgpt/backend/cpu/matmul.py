@@ -41,7 +41,7 @@ WIDTH = 256
 HEIGHT = 16 * ROWS
 LINE = 16  # numbers in a line of the cache: a vector that lies across two is read more slowly
 _write = make_tile(ROWS, VECTORS, add=False)
-_add = make_tile(ROWS, VECTORS, add=True)
+_add = make_tile(ROWS, VECTORS, add=True, elsewhere=True)
 
 
 @kernel
@@ -52,6 +52,12 @@ def multiply_large(c, a, b, a_turned, b_turned, add):
              aᵀ that is multiplied; b (K, N), or (N, K) if b_turned; add. All matrices lie in
              order of memory.
     """
+    multiply_onto(c, c, a, b, a_turned, b_turned, add)
+
+
+@kernel
+def multiply_onto(c, past, a, b, a_turned, b_turned, add):
+    """C = past + A @ B if add, and otherwise A @ B, as multiply_large; past (M, N) may be c."""
     M, N = c.shape
     K = a.shape[0] if a_turned else a.shape[1]
     steps = ceil(K, ceil(K, STEPS))  # equal parts, and no short one at the end
@@ -64,6 +70,7 @@ def multiply_large(c, a, b, a_turned, b_turned, add):
     corner = np.empty((ROWS, COLUMNS), np.float32)
     for k in range(0, K, steps):
         count, adds = min(steps, K - k), add or k > 0
+        before = past if k == 0 else c  # what is added to
         for n in range(0, N, width):
             columns = min(width, N - n)
             if b_turned:
@@ -84,24 +91,29 @@ def multiply_large(c, a, b, a_turned, b_turned, add):
                     for j in range(0, columns, COLUMNS):
                         b_strip = at(panel, j * count)
                         if i + ROWS <= M and j + COLUMNS <= columns:
-                            target = place(c, i, n + j)
-                            _tile(adds, a_strip, a_row, b_strip, target, c.strides[0], count)
+                            target = place(c, i, n + j), c.strides[0]
+                            added = place(before, i, n + j), before.strides[0]
+                            _tile(adds, a_strip, a_row, b_strip, target, added, count)
                             continue
-                        target = place(corner, 0, 0)
-                        _tile(False, a_strip, a_row, b_strip, target, 4 * COLUMNS, count)
+                        target = place(corner, 0, 0), 4 * COLUMNS
+                        _tile(False, a_strip, a_row, b_strip, target, target, count)
                         for r in range(min(ROWS, M - i)):
                             for q in range(min(COLUMNS, columns - j)):
-                                before = c[i + r, n + j + q] if adds else f32(0)
-                                c[i + r, n + j + q] = before + corner[r, q]
+                                at_first = before[i + r, n + j + q] if adds else f32(0)
+                                c[i + r, n + j + q] = at_first + corner[r, q]
 
 
 @kernel
-def _tile(add, a, a_row, b, c, c_row, steps):
-    """One tile: C = A @ B, or C += A @ B if add; the arguments are make_tile's."""
+def _tile(add, a, a_row, b, target, added, steps):
+    """One tile: C = A @ B, or past + A @ B if add.
+
+    Args:    add; a, a_row, b, steps, make_tile's; target, added, address and stride of C's tile
+             and past's.
+    """
     if add:
-        _add(a, a_row, b, 4 * COLUMNS, c, c_row, steps)
+        _add(a, a_row, b, 4 * COLUMNS, *target, *added, steps)
     else:
-        _write(a, a_row, b, 4 * COLUMNS, c, c_row, steps)
+        _write(a, a_row, b, 4 * COLUMNS, *target, steps)
 
 
 @kernel

@@ -20,12 +20,19 @@ def rmsnorm_forward(x, w, eps=1e-5):
 
 
 def rmsnorm_backward(dy, cache):
+    return backward_onto(None, dy, cache)
+
+
+def backward_onto(past, dy, cache):
+    """rmsnorm_backward, whose dx is added to past (..., C), or to nothing where that is None."""
     x, w, rstd = cache
-    if dy.shape != x.shape or x.size == 0:
+    adds = past is not None
+    past = past if adds else dy
+    if not dy.shape == x.shape == past.shape or x.size == 0:
         return NotImplemented
-    rows, drows = (in_rows(z) for z in (x, dy))  # (N, C)
+    rows, drows, before = (in_rows(z) for z in (x, dy, past))  # (N, C)
     dx, dw = np.empty_like(rows), np.zeros_like(w)
-    _backward(drows, rows, np.ascontiguousarray(w), rstd.reshape(-1), dx, dw)
+    _backward(drows, rows, np.ascontiguousarray(w), rstd.reshape(-1), before, adds, dx, dw)
     return dx.reshape(x.shape), dw
 
 
@@ -41,8 +48,11 @@ def _forward(x, w, eps, y, rstd):
 
 
 @kernel
-def _backward(dy, x, w, rstd, dx, dw):
-    """dx = rstd · (g − x̂ · mean(g · x̂)) with g = dy · w, and dw += Σ_rows dy · x̂."""
+def _backward(dy, x, w, rstd, past, adds, dx, dw):
+    """dx = rstd · (g − x̂ · mean(g · x̂)) with g = dy · w, and dw += Σ_rows dy · x̂.
+
+    If adds, past is added to dx.
+    """
     N, C = x.shape
     group = np.empty(C, np.float32)
     for start in range(0, N, GROUP):
@@ -52,7 +62,8 @@ def _backward(dy, x, w, rstd, dx, dw):
             mean = _along(dy, w, x, n) * r / f32(C)
             for c in range(C):
                 xhat = x[n, c] * r
-                dx[n, c] = r * (dy[n, c] * w[c] - xhat * mean)
+                change = r * (dy[n, c] * w[c] - xhat * mean)
+                dx[n, c] = past[n, c] + change if adds else change
                 group[c] += dy[n, c] * xhat
         for c in range(C):
             dw[c] += group[c]

@@ -41,7 +41,7 @@ class Float32:
         return builder.call(fma, [x, y, sums])
 
 
-def make_tile(rows, vectors, add, turned=False, numbers=Float32):
+def make_tile(rows, vectors, add, turned=False, numbers=Float32, elsewhere=False):
     """An intrinsic that multiplies a strip of A with a strip of B.
 
     The intrinsic's arguments are addresses, and strides in bytes:
@@ -51,7 +51,9 @@ def make_tile(rows, vectors, add, turned=False, numbers=Float32):
 
     Args:    rows, vectors, the size of the tile; add, whether the products are added to C;
              turned, whether A lies in memory step by step: A[i, k] is at a + k · a_stride + 4i;
-             numbers, of what A and B are made, 4 bytes each: the sums are float32.
+             numbers, of what A and B are made, 4 bytes each: the sums are float32; elsewhere,
+             whether the products are added to another tile than C, whose address and stride
+             are two arguments more, after C's.
     Returns: the intrinsic.
     """
     f32, i32, i64, byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
@@ -60,7 +62,8 @@ def make_tile(rows, vectors, add, turned=False, numbers=Float32):
     undefined = ir.Constant(factors, ir.Undefined)
 
     def generate(context, builder, signature, args):
-        a, a_stride, b, b_step, c, c_row, steps = args
+        a, a_stride, b, b_step, c, c_row, *other, steps = args
+        d, d_row = other or (c, c_row)  # what is added to
 
         def away(address, offset):
             """A pointer some bytes from an address."""
@@ -76,11 +79,14 @@ def make_tile(rows, vectors, add, turned=False, numbers=Float32):
             return cgutils.alloca_once_value(builder, value)
 
         # What changes is a variable on the stack: the compiler finds registers for all of them.
-        a_now, b_now, c_now = (variable(builder.inttoptr(z, byte.as_pointer())) for z in (a, b, c))
+        a_now, b_now, c_now, d_now = (
+            variable(builder.inttoptr(z, byte.as_pointer())) for z in (a, b, c, d)
+        )
         zero = ir.Constant(vector, [0.0] * LANES)
         sums = [[variable(zero) for _ in range(vectors)] for _ in range(rows)]
         a_rows = [builder.mul(a_stride, ir.Constant(i64, i)) for i in range(rows)]
         c_rows = [builder.mul(c_row, ir.Constant(i64, i)) for i in range(rows)]
+        d_rows = [builder.mul(d_row, ir.Constant(i64, i)) for i in range(rows)]
 
         def step():
             b_row = [load(away(b_now, 4 * LANES * j), factors) for j in range(vectors)]
@@ -101,7 +107,7 @@ def make_tile(rows, vectors, add, turned=False, numbers=Float32):
                 ir.FunctionType(ir.VoidType(), [byte.as_pointer(), i32, i32, i32]),
             )  # fmt: skip
             for i in range(rows):
-                start = away(c_now, c_rows[i])
+                start = away(d_now, d_rows[i])
                 for offset in (*range(0, 4 * LANES * vectors, 64), 4 * LANES * vectors - 4):
                     line = builder.gep(start, [ir.Constant(i64, offset)])
                     builder.call(prefetch, [line, i32(1), i32(3), i32(1)])
@@ -112,21 +118,27 @@ def make_tile(rows, vectors, add, turned=False, numbers=Float32):
         with cgutils.for_range(builder, builder.urem(steps, at_once)):
             step()
         for i in range(rows):
-            start = away(c_now, c_rows[i])
+            start, before = away(c_now, c_rows[i]), away(d_now, d_rows[i])
             for j in range(vectors):
-                place = builder.gep(start, [ir.Constant(i64, 4 * LANES * j)])
+                offset = ir.Constant(i64, 4 * LANES * j)
+                place = builder.gep(start, [offset])
                 result = builder.load(sums[i][j])
                 if add:
-                    result = builder.fadd(load(place, vector), result)
+                    result = builder.fadd(load(builder.gep(before, [offset]), vector), result)
                 builder.store(result, builder.bitcast(place, vector.as_pointer())).align = 4
         return context.get_dummy_value()
 
+    p, n = types.uintp, types.intp
+
     @intrinsic
     def tile(_, a, a_stride, b, b_step, c, c_row, steps):
-        p, n = types.uintp, types.intp
         return types.void(p, n, p, n, p, n, n), generate
 
-    return tile
+    @intrinsic
+    def tile_elsewhere(_, a, a_stride, b, b_step, c, c_row, d, d_row, steps):
+        return types.void(p, n, p, n, p, n, p, n, n), generate
+
+    return tile_elsewhere if elsewhere else tile
 
 
 _write_rows, _write_columns = (make_tile(ROWS, VECTORS, False, turned) for turned in (False, True))
