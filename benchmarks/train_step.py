@@ -101,7 +101,7 @@ class Npgpt:
             return call
 
         # A layer that is chosen by name is in a table; what calls others is not counted twice.
-        names = {n for n in (*vars(block), *vars(model)) if n.endswith("_into")}
+        names = {n for n in (*vars(block), *vars(model)) if n.endswith(("_into", "_onto"))}
         names |= {"loss_and_dlogits", "meet", "split_qkv", "join_qkv", *npgpt.layers.__all__}
         homes = (chance, block, model)
         before = [(home, n, f) for home in homes for n, f in vars(home).items() if n in names]

@@ -192,9 +192,7 @@ def _backward(dy, q, k, v, y, lse, dq, dk, dv, heads, keep, angles):
                     if drops:  # forward: dropped = probs · m, and m is made once more
                         _drop(ds, seeds, first, keep)
                     # forward: probs = softmax(scores)
-                    for s in range(rows):
-                        for t in range(QUERIES):
-                            ds[s, t] = p[s, t] * (ds[s, t] - average[t])
+                    _softmax_backward(ds, p, average)
                     # forward: scores = q @ kᵀ / √D
                     multiply(True, dkeys[these], ds, queries)
                     multiply(first > 0, dqueries, ds.T, keys[these])
@@ -271,6 +269,17 @@ def _mask(block, place, value):
     for s in range(max(0, place + 1), block.shape[0]):
         for t in range(min(s - place, block.shape[1])):
             block[s, t] = value
+
+
+@kernel
+def _softmax_backward(ds, p, average):
+    """ds[s, t] = p[s, t] · (ds[s, t] − average[t]), in two loops of one array's order each."""
+    for s in range(ds.shape[0]):
+        for t in range(ds.shape[1]):
+            ds[s, t] -= average[t]
+    flat_ds, flat_p = ds.reshape(-1), p.reshape(-1)
+    for i in range(flat_ds.size):
+        flat_ds[i] *= flat_p[i]
 
 
 @kernel

@@ -23,6 +23,9 @@ of the result has the same bits.
 Source: Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", figure 8.
 """
 
+import contextlib
+import os
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -37,7 +40,11 @@ f32 = np.float32
 ROWS, VECTORS = 6, 4 if LANES == 16 else 2
 COLUMNS = VECTORS * LANES
 STEPS = 512
-WIDTH = 256
+WIDTH = 256  # of STEPS rows it is half a megabyte, and has to stay in the second-level cache
+with contextlib.suppress(AttributeError, ValueError, OSError):  # of Linux alone
+    if os.sysconf("SC_LEVEL2_CACHE_SIZE") >= 3 << 19:
+        WIDTH = 384
+ONE_PANEL = 512  # columns that are not cut
 HEIGHT = 16 * ROWS
 LINE = 16  # numbers in a line of the cache: a vector that lies across two is read more slowly
 _write = make_tile(ROWS, VECTORS, add=False)
@@ -61,7 +68,7 @@ def multiply_onto(c, past, a, b, a_turned, b_turned, add):
     M, N = c.shape
     K = a.shape[0] if a_turned else a.shape[1]
     steps = ceil(K, ceil(K, STEPS))  # equal parts, and no short one at the end
-    width, height = (N, HEIGHT) if N <= 2 * WIDTH else (WIDTH, M)
+    width, height = (N, HEIGHT) if N <= ONE_PANEL else (WIDTH, M)
     in_place = 0 if a_turned else M // ROWS * ROWS  # before this row A is read where it lies
     # Were copied rows of A a power of two apart, the cache would have few lines for them all.
     stride = ceil(steps, LINE) * LINE + LINE

@@ -27,9 +27,14 @@ def adamw_update(p, g, m, v, step, lr, beta1, beta2, eps, weight_decay, clip=1.0
 
 @kernel(fastmath=REORDER)
 def _sum_of_squares(g):
-    total = 0.0
-    for i in range(g.size):
-        total += np.float64(g[i] * g[i])
+    """Σ g², read at four places at once: of one place alone memory answers half as fast."""
+    total, quarter = 0.0, g.size // 4
+    a, b, c, d = g[:quarter], g[quarter:], g[2 * quarter :], g[3 * quarter :]
+    for i in range(quarter):
+        total += np.float64(a[i] * a[i]) + np.float64(b[i] * b[i])
+        total += np.float64(c[i] * c[i]) + np.float64(d[i] * d[i])
+    for i in range(quarter, d.size):
+        total += np.float64(d[i] * d[i])
     return total
 
 
