@@ -46,7 +46,7 @@ from npgpt.backend.fused import fused
 # small enough that a piece stays in the processor's cache from the first line to the last. And
 # pieces can be given to several threads: their size is fixed, so the result has the same bits
 # whatever the number of threads.
-PIECE = 1 << 16
+PIECE = 1 << 17
 
 
 def pieces(start, stop):
