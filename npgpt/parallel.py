@@ -31,8 +31,9 @@ from npgpt.model import cut, loss_and_gradients
 from npgpt.optim import pieces
 from npgpt.turns import SharedGradient, members_of
 
-# The logits that a thread has at a time: more would only need more memory.
-LOGITS_BYTES = 1 << 24
+# The logits that a thread has at a time: more would only need more memory. But the head is a wide
+# matrix, and to be worth reading it has to serve some places.
+LOGITS_BYTES, LEAST_PLACES = 1 << 24, 512
 
 
 def available_threads():
@@ -61,8 +62,9 @@ def keep_freed_memory():
 
 def head_parts(config, rows):
     """Into how many parts the places of so many rows are cut for the head: see LOGITS_BYTES."""
-    logits = 4 * rows * config.block_size * config.vocab_size
-    return min(-(-logits // LOGITS_BYTES), config.block_size)
+    places = rows * config.block_size
+    wanted = -(-4 * places * config.vocab_size // LOGITS_BYTES)
+    return max(1, min(wanted, places // LEAST_PLACES, config.block_size))
 
 
 class Workers:

@@ -10,7 +10,7 @@ import pytest
 from npgpt import parallel
 from npgpt.model import GPTConfig, init_parameters, loss_and_gradients
 from npgpt.optim import AdamW, clip_gradient
-from npgpt.parallel import Workers, available_threads, cut
+from npgpt.parallel import Workers, available_threads, cut, head_parts
 
 CONFIG = GPTConfig(vocab_size=23, block_size=8, n_layer=2, n_head=2, n_embd=16, n_hidden=12)
 
@@ -170,3 +170,14 @@ def test_processors_that_are_forbidden_do_not_count():
         assert available_threads() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_logits_are_few_at_a_time_and_the_head_serves_many_places():
+    def parts(rows, block_size, vocab_size):
+        return head_parts(GPTConfig(vocab_size, block_size), rows)
+
+    assert parts(4, 128, 100) == parts(1, 128, 50_257) == 1
+    assert parts(8, 128, 10_000) == 2  # 3 of 13 MB would have fewer than 512 places each
+    assert parts(8, 1024, 1_000) == 2  # 32.8 MB
+    assert parts(2, 1024, 50_257) == 4
+    assert parts(9_000, 2, 50_257) == 2  # no place is cut
