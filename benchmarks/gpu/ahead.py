@@ -43,11 +43,13 @@ def compile_one(name, rows):
     start, contestant = time.monotonic(), Contestant("steps", name, rows)
     try:
         contestant.hear(LONGEST)
-        print(f"{name}, {rows} rows: compiled in {time.monotonic() - start:.0f} s", flush=True)
+        said = f"compiled in {time.monotonic() - start:.0f} s"
     except (ContestantError, TimeoutError) as error:  # the race will say so too
-        print(f"{name}, {rows} rows: {error}", flush=True)
+        said = error
     finally:
         contestant.stop()
+    # With its end in one piece: others print at the same time, and lines would run together.
+    print(f"{name}, {rows} rows: {said}\n", end="", flush=True)
 
 
 def main():
