@@ -1,8 +1,8 @@
 """One gradient for two threads: each adds to a matrix's part of it in turn.
 
 A gradient is as large as the model. A thread with one of its own has to clear it before a step, and
-to have it added to the others afterwards: 160 MB of memory for each thread of the 40M model, read
-and written three times over. So two threads share one, where their kernels know how.
+to have it added to the others afterwards: with the 40M model 155 MB for each thread, that are
+written, added to and read once more. So two threads share one, where their kernels know how.
 
 Both go through the same layers in the same order, and come to a matrix at about the same time.
 Two products wait for them there, as linear.py says: the gradient of what went in, which is a

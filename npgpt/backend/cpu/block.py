@@ -15,12 +15,11 @@ from npgpt.backend.cpu.linear import (
     weight_gradient_into,
 )
 from npgpt.backend.cpu.memory import in_rows
+from npgpt.layers import linear_backward
 from npgpt.turns import sharing
 
 # The rows of a bias's gradient are added up in groups, as one long sum would gather errors.
 GROUP = 32
-
-
 NORMS_ONTO = {"rmsnorm": rmsnorm.backward_onto, "layernorm": layernorm.backward_onto}
 
 
@@ -59,10 +58,8 @@ def _weight_gradient_in_turn(dy, cache, g, member):
 
 
 def _backward_in_turn(dy, cache, g, member):
-    """linear_backward_into for what does not fit: with NumPy's products, as in the text."""
-    x, w = cache
-    rows, drows = in_rows(x), in_rows(dy)  # (R, C), (R, N)
-    dx, dw = (drows @ w.T).reshape(x.shape), rows.T @ drows  # (..., C), (C, N)
+    """linear_backward_into for what does not fit: the sum is made apart, and added in turn."""
+    dx, dw = linear_backward(dy, cache)  # (..., C), (C, N)
     with member.turn(g) as add:
         np.add(g, dw, out=g) if add else np.copyto(g, dw)
     return dx

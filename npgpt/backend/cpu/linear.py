@@ -41,7 +41,7 @@ def round_factors(dtype, emulate=False):
 
 
 def linear_forward(x, w):
-    if w.ndim != 2 or w.shape[0] != x.shape[-1] or not _suits(x, w):
+    if not _chains(x, w):
         return NotImplemented
     matrix, turned = _in_memory(w)
     rows = in_rows(x)  # (R, C)
@@ -52,9 +52,7 @@ def linear_forward(x, w):
 
 def forward_onto(past, x, w):
     """linear_forward, and past + y in place of y."""
-    if _dtype != "float32" or w.ndim != 2 or w.shape[0] != x.shape[-1] or not _suits(x, w):
-        return NotImplemented
-    if past.shape != (*x.shape[:-1], w.shape[1]):
+    if _dtype != "float32" or not _chains(x, w) or past.shape != (*x.shape[:-1], w.shape[1]):
         return NotImplemented
     matrix, turned = _in_memory(w)
     y = np.empty(past.shape, x.dtype)
@@ -120,6 +118,11 @@ def weight_gradient_into(dy, cache, dw, add):
         MULTIPLY[_dtype](dw.T, drows, rows, True, False, add)
     else:
         MULTIPLY[_dtype](dw, rows, drows, True, False, add)
+
+
+def _chains(x, w):
+    """Whether x can be multiplied by w, and should be here."""
+    return w.ndim == 2 and w.shape[0] == x.shape[-1] and _suits(x, w)
 
 
 def _suits(x, w):
